@@ -1,0 +1,237 @@
+"""The `lcx` command."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional, UseAppendAction, arg
+
+from lcx import spec
+from lcx.data import SOURCES, TOKENIZERS, Corpus, Data
+from lcx.evaluate import describe_data, evaluate
+from lcx.experiment import (
+    ExperimentFile,
+    Experiments,
+    known,
+    load,
+    types,
+    validate,
+    with_ancestors,
+)
+from lcx.layers import CHANNELS, NORMS
+from lcx.metrics import Evaluation, jsonable
+from lcx.mixers import MIXERS
+from lcx.model import count_parameters
+from lcx.positions import POSITIONS, SCALINGS
+from lcx.protocols import PROTOCOLS
+from lcx.report import print_table, write_report
+from lcx.runs import Run, environment, write_json
+from lcx.train import finished, restore_params, train
+
+File = Annotated[Path, arg(help="experiment file, experiments/quickstart.py for one")]
+Out = Annotated[
+    Path | None, arg(help="folder of the results; by default runs/ and the file's name")
+]
+Only = Annotated[str | None, arg(help="variants, separated by commas; by default all")]
+Set = Annotated[
+    UseAppendAction[tuple[str, ...]],
+    arg(
+        name="set",
+        help="change a field of every chosen variant: train.steps=100, or "
+        "'model.pattern.0.mixer=LinearAttention(heads=4)'. May be given again",
+    ),
+]
+
+
+@dataclass
+class Session:
+    """The chosen variants of an experiment file, checked, and where their runs are."""
+
+    file: ExperimentFile
+    experiments: Experiments
+    chosen: list[str]
+    out: Path
+    corpora: dict[Data, Corpus]
+    console: Console
+
+    @property
+    def order(self) -> list[str]:
+        """The chosen variants and those they start from, these first."""
+        return with_ancestors(self.chosen, self.experiments)
+
+    def run(self, name: str) -> Run:
+        """Where a variant's run is."""
+        return Run(self.out / name)
+
+    def train(self, name: str) -> None:
+        """Train a variant, or go on with it, or reuse it."""
+        experiment, run = self.experiments[name], self.run(name)
+        with run.lock():
+            run.check(experiment)
+            if finished(experiment, run):
+                self.console.print(f"{name}: trained already ({run.folder}), reused")
+                return
+            run.claim(experiment)
+            start = None
+            if experiment.init_from is not None:
+                start = restore_params(experiment, self.run(experiment.init_from), self.console)
+            train(experiment, run, self.corpora[experiment.data], start, self.console)
+
+    def evaluate(self, name: str) -> Evaluation:
+        """Evaluate a trained variant, or reuse its result."""
+        experiment, run = self.experiments[name], self.run(name)
+        corpus = self.corpora[experiment.data]
+        path = run.evaluation(experiment, corpus.fingerprint)
+        if path.exists():
+            self.console.print(f"{name}: evaluated already ({path}), reused")
+            return json.loads(path.read_text())
+        if not finished(experiment, run):
+            raise FileNotFoundError(
+                f"{name} is not trained in {self.out}; first: lcx train {self.file.path} "
+                f"--out {self.out} --only {name}"
+            )
+        run.check(experiment)
+        params = restore_params(experiment, run, self.console)
+        scores, seconds = evaluate(experiment, params, corpus, name, self.console)
+        stages = [self.run(n).read_metrics() for n in with_ancestors([name], self.experiments)]
+        last = [rows[-1] for rows in stages if rows]
+        result = Evaluation(
+            variant=name,
+            protocol=spec.encode(experiment.evaluation),
+            data=describe_data(experiment, corpus, scores),
+            params=count_parameters(experiment.model),
+            train_len=experiment.train.length,
+            train_tokens=int(sum(row["tokens"] for row in last)),
+            train_seconds=sum(row["seconds"] for row in last),
+            eval_seconds=round(seconds, 3),
+            contexts=scores,
+            environment={k: v for k, v in environment().items() if k != "diff"},
+        )
+        write_json(path, jsonable(result))
+        return result
+
+
+def open_session(
+    file: Path, out: Path | None, only: str | None, assignments: tuple[str, ...]
+) -> Session:
+    """Load, override, and check everything that can be known before long work starts."""
+    console = Console()
+    loaded = load(file)
+    experiments = dict(loaded.experiments)
+    chosen = list(experiments) if only is None else only.split(",")
+    for name in chosen:
+        known(name, experiments, "--only")
+    for assignment in assignments:
+        for name in chosen:
+            try:
+                experiments[name] = spec.override(experiments[name], assignment, types())
+            except ValueError as error:
+                raise ValueError(f"--set {assignment} ({name}): {error}") from error
+    out = out or Path("runs") / file.stem
+    session = Session(loaded, experiments, chosen, out, {}, console)
+    for name in session.order:
+        session.run(name).check(experiments[name])
+    for name in session.order:
+        experiment = experiments[name]
+        if experiment.data not in session.corpora:
+            session.corpora[experiment.data] = experiment.data.load()
+        validate(name, experiment, experiments, session.corpora[experiment.data])
+    return session
+
+
+def train_command(
+    file: Positional[File], out: Out = None, only: Only = None, assignments: Set = ()
+) -> None:
+    """Train the variants of an experiment file; one that was interrupted resumes."""
+    session = open_session(file, out, only, assignments)
+    for name in session.order:
+        session.train(name)
+
+
+def evaluate_command(
+    file: Positional[File], out: Out = None, only: Only = None, assignments: Set = ()
+) -> None:
+    """Evaluate trained variants; a result that is there already is reused."""
+    session = open_session(file, out, only, assignments)
+    for name in session.chosen:
+        session.evaluate(name)
+    report(session)
+
+
+def compare_command(
+    file: Positional[File], out: Out = None, only: Only = None, assignments: Set = ()
+) -> None:
+    """Train and evaluate every variant, and write the report: the main job."""
+    session = open_session(file, out, only, assignments)
+    for name in session.order:
+        session.train(name)
+        if name in session.chosen:
+            session.evaluate(name)
+    report(session)
+
+
+def report(session: Session) -> None:
+    """The page, the pictures and the table of the chosen variants."""
+    results = [session.evaluate(name) for name in session.chosen]
+    curves = {name: session.run(name).read_metrics() for name in session.chosen}
+    folder = session.out / "report"
+    written = write_report(folder, session.file.path.stem, session.file.question, results, curves)
+    print_table(written, session.console)
+    session.console.print(f"The page: {folder / 'report.html'}", highlight=False)
+
+
+def list_command(folder: Positional[Path] = Path("experiments")) -> None:
+    """List mixers, position schemes, sources and experiments, with a line each."""
+    console = Console()
+    tables = {
+        "mixers": MIXERS,
+        "positions": POSITIONS,
+        "scalings": SCALINGS,
+        "channel mixers": CHANNELS,
+        "norms": NORMS,
+        "sources": SOURCES,
+        "tokenizers": TOKENIZERS,
+        "evaluation protocols": PROTOCOLS,
+    }
+    for title, table in tables.items():
+        rows = {name: (cls.__doc__ or "").strip().split("\n")[0] for name, cls in table.items()}
+        console.print(_listing(title, rows))
+    found = {}
+    for path in sorted(folder.glob("*.py")):
+        question = load(path).question.split("\n")[0]
+        found[str(path)] = question
+    console.print(_listing("experiments", found or {"none": f"no experiment file in {folder}/"}))
+
+
+def _listing(title: str, rows: dict[str, str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column()
+    for name, line in rows.items():
+        table.add_row(name, line)
+    return table
+
+
+COMMANDS = {
+    "compare": compare_command,
+    "train": train_command,
+    "evaluate": evaluate_command,
+    "list": list_command,
+}
+
+
+def main() -> None:
+    """Entry point. Errors of the user's input end in one clear line and exit code 2."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="lcx", description=__doc__)
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("LCX_TRACEBACK"):
+            raise
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        sys.exit(2)

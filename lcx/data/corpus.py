@@ -1,0 +1,111 @@
+"""The `Data` of an experiment, and the `Corpus` that it loads."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int
+
+from lcx.data.cache import Digest
+from lcx.data.documents import SPLITS, Documents, split
+from lcx.data.sources import PythonCorpus, Source
+from lcx.data.tokenizers import Bytes, Tokenizer, TokenizerSpec
+
+if TYPE_CHECKING:
+    import grain
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a model is trained and measured on: a source, a tokenizer and the shares held out.
+
+    `validation` and `test` are the expected shares of documents (not of bytes) in those splits.
+    """
+
+    source: Source = PythonCorpus()  # noqa: RUF009 (frozen)
+    tokenizer: TokenizerSpec = Bytes()  # noqa: RUF009
+    validation: float = 0.05
+    test: float = 0.1
+
+    def __post_init__(self):
+        if not isinstance(self.source, Source):
+            raise ValueError(f"Data: no source: {self.source!r}; write TextFiles('*.txt'), say")
+        if not isinstance(self.tokenizer, TokenizerSpec):
+            raise ValueError(f"Data: no tokenizer: {self.tokenizer!r}; write Bytes(), say")
+        if not (self.validation >= 0 and self.test >= 0 and self.validation + self.test < 1):
+            raise ValueError(
+                f"Data: validation {self.validation} and test {self.test} must be shares of the "
+                "documents, not negative, that leave some for training"
+            )
+
+    def load(self) -> "Corpus":
+        """Finds the documents and makes the tokenizer ready."""
+        documents = self.source.documents()
+        splits = split(documents, self.validation, self.test)
+        return Corpus(self, splits, self.tokenizer.load(splits["train"]))
+
+
+class Corpus:
+    """Documents in three splits and the tokenizer that reads them, as `Data.load()` gives them."""
+
+    def __init__(self, data: Data, splits: dict[str, Documents], tokenizer: Tokenizer):
+        self.data = data
+        self.tokenizer = tokenizer
+        self._splits = splits
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for two corpora exactly if documents, splits and tokenizer are."""
+        digest = Digest(str(self.data.validation), str(self.data.test), self.tokenizer.fingerprint)
+        digest.add(*(self._splits[name].fingerprint for name in SPLITS))
+        return str(digest)
+
+    def documents(self, split: str) -> Documents:
+        """The documents of "train", "validation" or "test". Raises ValueError if there is none."""
+        if split not in SPLITS:
+            raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+        if not len(self._splits[split]):
+            total = sum(len(documents) for documents in self._splits.values())
+            raise ValueError(
+                f"none of the {total} documents falls in split {split!r} (validation "
+                f"{self.data.validation}, test {self.data.test}): hold out another share, or add "
+                "documents"
+            )
+        return self._splits[split]
+
+    def batches(
+        self, length: int, batch: int, seed: int, split: str = "train"
+    ) -> "grain.IterDataset[dict[str, Int[np.ndarray, 'B T']]]":
+        """An endless stream of rows to train on; `iter()` of it has `get_state` and `set_state`.
+
+        A batch is a dict of int32 arrays `[batch, length]`: `tokens`, `targets` (the next token of
+        the same document), `segments` (1, 2, ... by document within the row; 0 is padding) and
+        `positions` (within the document: its BOS is 0; a long document is cut, and what is cut off
+        counts on). Each token of each document is a target once an epoch. The same arguments give
+        the same stream, and the state is a small dict that JSON can hold.
+        """
+        from lcx.data import packing
+
+        if length < 1 or batch < 1 or seed < 0:
+            raise ValueError(f"length {length} and batch {batch}: at least 1; seed {seed}: not < 0")
+        tokens = packing.Tokens.of(self.documents(split), self.tokenizer)
+        return packing.rows(tokens, length, seed).batch(batch)
+
+    def long_documents(self, split: str, tokens: int) -> list[tuple[str, Int[np.ndarray, " n"]]]:
+        """Name and ids (int32, whole, without BOS) of each document of at least `tokens` tokens.
+
+        In stable order. Raises ValueError, which tells the longest there is, if there is none.
+        """
+        from lcx.data import packing
+
+        documents = self.documents(split)
+        encoded = packing.Tokens.of(documents, self.tokenizer)
+        lengths = np.diff(encoded.bounds) - 1
+        if tokens > lengths.max():
+            raise ValueError(
+                f"no document of split {split!r} has {tokens} tokens; the longest of its "
+                f"{len(documents)}, {documents.names[lengths.argmax()]}, has {lengths.max()}"
+            )
+        chosen = np.flatnonzero(lengths >= tokens)
+        return [(documents.names[i], encoded.document(i)) for i in chosen.tolist()]

@@ -1,0 +1,66 @@
+"""What a source gives: named documents, and how they are divided."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+from lcx.data.cache import Digest
+
+SPLITS = ("train", "validation", "test")
+
+
+class Document(NamedTuple):
+    """One text. Always bytes: whatever its encoding, nothing of it is lost."""
+
+    name: str
+    text: bytes
+
+
+class Documents(Sequence[Document]):
+    """Documents in a stable order: names known at once, texts read when asked for."""
+
+    def __init__(self, names: Sequence[str], read: Callable[[int], bytes]):
+        self.names = names
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Document:
+        index = range(len(self))[index]
+        return Document(self.names[index], self._read(index))
+
+    def select(self, indices: Sequence[int]) -> "Documents":
+        """Those at `indices`, in that order."""
+        return Documents([self.names[i] for i in indices], lambda i: self._read(indices[i]))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of every name and every byte."""
+        digest = Digest()
+        for name, text in self:
+            digest.add(name, text)
+        return str(digest)
+
+
+def split_of(name: str, validation: float, test: float) -> str:
+    """The split that the document called `name` belongs to.
+
+    The name's hash is a point in [0, 1): test lies at the low end and validation next to it. So a
+    document's place depends on no other document, on no seed and on no machine, and a change of
+    `validation` moves nothing into or out of test.
+    """
+    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
+    point = int.from_bytes(digest, "big") / 2**64
+    if point < test:
+        return "test"
+    return "validation" if point < test + validation else "train"
+
+
+def split(documents: Documents, validation: float, test: float) -> dict[str, Documents]:
+    """The documents of each split, in their stable order."""
+    indices: dict[str, list[int]] = {name: [] for name in SPLITS}
+    for index, name in enumerate(documents.names):
+        indices[split_of(name, validation, test)].append(index)
+    return {name: documents.select(chosen) for name, chosen in indices.items()}

@@ -1,0 +1,253 @@
+"""How text becomes token ids and back, losing nothing.
+
+Every tokenizer here is over bytes: `decode(encode(text)) == text` for any bytes at all, and each
+token stands for a known number of bytes, so that losses per token become bits per byte.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int
+
+from lcx.data import cache
+from lcx.data.documents import Documents
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """A tokenizer that is ready to use."""
+
+    vocab_size: int
+    bos: int
+    """The id that begins every document."""
+    byte_lengths: Int[np.ndarray, " vocab"]
+    """How many bytes each token stands for; 0 for BOS and other special tokens."""
+    fingerprint: str
+    """Equal for two tokenizers exactly if they are the same."""
+
+    def encode(self, text: bytes) -> Int[np.ndarray, " n"]:
+        """Ids (int32) of `text`, without BOS."""
+        ...
+
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> bytes:
+        """The bytes that `ids` stand for. Raises ValueError on an id outside the vocabulary."""
+        ...
+
+
+@runtime_checkable
+class TokenizerSpec(Protocol):
+    """A tokenizer, as a spec."""
+
+    def load(self, train: Documents) -> Tokenizer:
+        """The tokenizer; one that has to be trained sees these documents alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """A token is a byte; 256 is BOS. Nothing to train, and the same for every text."""
+
+    def load(self, train: Documents) -> Tokenizer:
+        return ByteTokenizer()
+
+
+@dataclass(frozen=True)
+class BPE:
+    """Byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2), trained on the train split.
+
+    `vocab` counts the 256 bytes, BOS and the merges. A text too small for that many merges gives
+    a smaller vocabulary. Trained once per corpus and size, and kept in the cache.
+    """
+
+    vocab: int = 2048
+
+    def __post_init__(self):
+        if self.vocab < 257:
+            raise ValueError(f"BPE(vocab={self.vocab}): at least 257, for 256 bytes and BOS")
+
+    def load(self, train: Documents) -> Tokenizer:
+        if not len(train):
+            raise ValueError(f"{self} is trained on the train split, which holds no document")
+
+        def make(path: Path) -> None:
+            path.write_text(_trained(train, self.vocab), encoding="utf-8")
+
+        key = cache.Digest("BPE", str(self.vocab), train.fingerprint)
+        path = cache.once(cache.folder() / "bpe" / f"{key}.json", make)
+        return ByteLevelTokenizer(path.read_text(encoding="utf-8"), str(self))
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A byte-level tokenizer from a JSON file of the `tokenizers` library, such as GPT-2's.
+
+    Its BOS is the first of `BOS_NAMES` that it knows. Unicode normalisation (NFC), which some have,
+    is left out, because it would change the text. Raises ValueError on a file that holds no
+    tokenizer, one without a BOS, or one that does not give back every byte.
+    """
+
+    path: str
+
+    def load(self, train: Documents) -> Tokenizer:
+        path = Path(self.path).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"{self}: no such file")
+        return ByteLevelTokenizer(path.read_text(encoding="utf-8"), str(self))
+
+
+TOKENIZERS: dict[str, type[TokenizerSpec]] = {c.__name__: c for c in (Bytes, BPE, TokenizerFile)}
+
+BOS_NAMES = ("<s>", "<|begin_of_text|>", "<|endoftext|>", "<bos>")
+
+
+class ByteTokenizer:
+    """Ids 0 to 255 are the bytes, 256 is BOS."""
+
+    vocab_size = 257
+    bos = 256
+    fingerprint = "bytes"
+
+    def __init__(self):
+        self.byte_lengths = (np.arange(257) != self.bos).astype(np.int32)
+
+    def encode(self, text: bytes) -> Int[np.ndarray, " n"]:
+        return np.frombuffer(text, np.uint8).astype(np.int32)
+
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> bytes:
+        ids = _checked(ids, self.vocab_size)
+        return ids[ids != self.bos].astype(np.uint8).tobytes()
+
+
+class ByteLevelTokenizer:
+    """A tokenizer of the `tokenizers` library whose alphabet is the 256 bytes.
+
+    Valid UTF-8 goes through it; each other byte becomes the token of that single byte. Text that
+    happens to spell a special token is plain text. `where` names it in errors.
+    """
+
+    def __init__(self, json: str, where: str):
+        import tokenizers
+
+        try:
+            self._model = tokenizers.Tokenizer.from_str(json)
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"{where}: the tokenizers library cannot read it: {error}") from None
+        self._model.encode_special_tokens = True
+        self._model.no_truncation()
+        self._model.no_padding()
+        if isinstance(self._model.normalizer, tokenizers.normalizers.NFC):
+            self._model.normalizer = None
+
+        vocab = self._model.get_vocab(with_added_tokens=True)
+        self.bos = next((vocab[name] for name in BOS_NAMES if name in vocab), -1)
+        if self.bos < 0:
+            raise ValueError(f"{where}: no BOS among its tokens; looked for {', '.join(BOS_NAMES)}")
+        self._byte_ids = [vocab.get(char) for char in BYTE_TO_CHAR]
+        if None in self._byte_ids:
+            raise ValueError(
+                f"{where}: not byte-level: {self._byte_ids.count(None)} of the 256 bytes have no "
+                "token of their own, so bytes could not be counted. Byte-level BPE (as of GPT-2 "
+                "or Llama 3) is needed"
+            )
+        self.vocab_size = max(vocab.values()) + 1
+        self._bytes = self._bytes_of_tokens(vocab)
+        self.byte_lengths = np.array([len(token) for token in self._bytes], np.int32)
+        self.fingerprint = str(cache.Digest(json))
+        self._refuse_if_lossy(where)
+
+    def encode(self, text: bytes) -> Int[np.ndarray, " n"]:
+        # "surrogateescape" writes an undecodable byte b as U+DC00 + b, which valid UTF-8 never has.
+        ids: list[int] = []
+        for span in re.split("([\udc80-\udcff]+)", text.decode("utf-8", "surrogateescape")):
+            if span and "\udc80" <= span[0] <= "\udcff":
+                ids.extend(self._byte_ids[ord(char) - 0xDC00] for char in span)
+            else:
+                ids.extend(self._model.encode(span, add_special_tokens=False).ids)
+        return np.array(ids, np.int32)
+
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> bytes:
+        return b"".join(self._bytes[i] for i in _checked(ids, self.vocab_size))
+
+    def _bytes_of_tokens(self, vocab: dict[str, int]) -> list[bytes]:
+        """What each id stands for. Added tokens are plain text, the others are in BYTE_TO_CHAR."""
+        char_to_byte = {char: byte for byte, char in enumerate(BYTE_TO_CHAR)}
+        added = self._model.get_added_tokens_decoder()
+        table = [b""] * self.vocab_size
+        for token, index in vocab.items():
+            if index not in added and index != self.bos:
+                # A character outside the alphabet can only be in a token that no text reaches.
+                table[index] = bytes(char_to_byte[c] for c in token if c in char_to_byte)
+        for index, token in added.items():
+            if not token.special and index != self.bos:
+                table[index] = token.content.encode()
+        return table
+
+    def _refuse_if_lossy(self, where: str) -> None:
+        """Tries it, which takes no list of the normalizers and splitters that lose something."""
+        added = [token.content for token in self._model.get_added_tokens_decoder().values()]
+        for probe in (*PROBES, *(f" {content} " for content in added)):
+            text = probe.encode()
+            found = self.decode(self.encode(text))
+            if found != text:
+                raise ValueError(
+                    f"{where}: it changes text: {text!r} comes back as {found!r}, so bytes could "
+                    "not be counted. A tokenizer that keeps every byte is needed"
+                )
+
+
+PROBES = (
+    "word",  # a space put before the first word
+    "  Two  spaces,\ttabs\r\n\n and CAPITALS ",  # white space dropped, letters lowered
+    "don't 3.14159 2024-01-02",
+    "caf\u00e9 cafe\u0301 \ufb01 \u2460 \u00a0",  # characters composed, decomposed, replaced
+    "\u4e2d\u6587 \u0627\u0644\u0639 \U0001f600\ufeff\x00\x7f",  # characters unknown to it
+)
+"""Text that a tokenizer which is not over bytes gives back changed."""
+
+
+def _byte_to_char() -> str:
+    """The character by which byte-level vocabularies write each byte (GPT-2's `bytes_to_unicode`).
+
+    Printable Latin-1 stands for itself; the other bytes, in order, are U+0100 and on.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
+
+
+BYTE_TO_CHAR = _byte_to_char()
+
+
+def _trained(documents: Documents, vocab: int) -> str:
+    """A byte-level BPE trained on the documents, as JSON."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    def texts() -> Iterator[str]:
+        for document in documents:
+            # Bytes that are not UTF-8 are never merged, so they teach nothing.
+            yield document.text.decode("utf-8", "ignore")
+
+    model = Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[BOS_NAMES[0]],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator(texts(), trainer)
+    return model.to_str()
+
+
+def _checked(ids: Sequence[int] | Int[np.ndarray, " n"], vocab: int) -> Int[np.ndarray, " n"]:
+    ids = np.asarray(ids, np.int64)
+    if ids.size and not (ids.min() >= 0 and ids.max() < vocab):
+        raise ValueError(
+            f"ids from {ids.min()} to {ids.max()}, the vocabulary has 0 to {vocab - 1}"
+        )
+    return ids

@@ -1,0 +1,65 @@
+"""Projections: one line gives a weight its shape, its initialisation and its sharding."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import Initializer
+from jax.nn.initializers import normal as normal
+from jax.nn.initializers import zeros as zeros
+from jaxtyping import Array, Float
+
+from lcx.types import Dims
+
+Axes = tuple[str | None, str | None]
+"""Logical names of a weight's input and output axes; `lcx.mesh.RULES` maps them to the mesh."""
+
+
+def linear(
+    dims: Dims,
+    inputs: int,
+    outputs: int,
+    axes: Axes,
+    rngs: nnx.Rngs,
+    init: Initializer | None = None,
+) -> nnx.Linear:
+    """x W, no bias; W [inputs, outputs] drawn from N(0, 1/inputs) unless `init` says otherwise."""
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=False,
+        dtype=jnp.dtype(dims.policy.compute),
+        param_dtype=jnp.dtype(dims.policy.params),
+        kernel_init=init or normal(inputs**-0.5),
+        kernel_metadata={"out_sharding": axes},
+        rngs=rngs,
+    )
+
+
+def residual(dims: Dims, inputs: int, axes: Axes, rngs: nnx.Rngs) -> nnx.Linear:
+    """The projection back into the residual stream, N(0, 1 / (2 L inputs)).
+
+    Smaller by sqrt(2L), so that the sum over L layers of two halves each keeps its variance
+    (GPT-2, Radford et al. 2019, section 2.3).
+    """
+    return linear(dims, inputs, dims.model, axes, rngs, normal((2 * dims.layers * inputs) ** -0.5))
+
+
+def split_heads(x: Float[Array, "B T HK"], heads: int) -> Float[Array, "B T H K"]:
+    """[B, T, H * K] -> [B, T, H, K]."""
+    return x.reshape(*x.shape[:2], heads, -1)
+
+
+def merge_heads(x: Float[Array, "B T H K"]) -> Float[Array, "B T HK"]:
+    """[B, T, H, K] -> [B, T, H * K]."""
+    return x.reshape(*x.shape[:2], -1)
+
+
+def head_width(name: str, dims: Dims, heads: int) -> int:
+    """D / heads. Raises ValueError with the nearest head counts that do divide."""
+    if heads >= 1 and dims.model % heads == 0:
+        return dims.model // heads
+    divisors = [n for n in range(1, dims.model + 1) if dims.model % n == 0]
+    near = sorted(sorted(divisors, key=lambda n: abs(n - heads))[:2])
+    raise ValueError(
+        f"{name}: {heads} heads do not divide the model width {dims.model}; "
+        f"nearest that do: {' or '.join(map(str, near))}"
+    )

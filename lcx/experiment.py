@@ -1,0 +1,208 @@
+"""An experiment: one model variant, its data, its training, its evaluation."""
+
+import difflib
+import importlib.util
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import jax
+
+from lcx import spec
+from lcx.data import SOURCES, TOKENIZERS, Corpus, Data
+from lcx.layers import CHANNELS, NORMS
+from lcx.mesh import Mesh
+from lcx.mixers import MIXERS
+from lcx.model import LM, Block
+from lcx.optim import AdamW
+from lcx.positions import POSITIONS, SCALINGS
+from lcx.protocols import PROTOCOLS, EvaluationProtocol, SameTargets
+from lcx.types import Policy
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long, on how much, and how."""
+
+    length: int = 512
+    """T, tokens a row."""
+    batch: int = 8
+    """B, rows a step."""
+    steps: int = 1000
+    """0: take the parameters of `init_from` as they are."""
+    optimizer: AdamW = AdamW()
+    accumulate: int = 1
+    """Parts that a batch is cut into, one after the other, to save memory."""
+    z_loss: float = 0.0
+    """Weight of log(Z)^2, which keeps the softmax's normaliser near 1 (PaLM, section 5)."""
+    seed: int = 0
+    checkpoint_every: int = 200
+    """Steps."""
+
+    def __post_init__(self):
+        for name in ("length", "batch", "accumulate", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Train: {name} must be at least 1, not {getattr(self, name)}")
+        if self.steps < 0 or self.z_loss < 0:
+            raise ValueError("Train: steps and z_loss cannot be negative")
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"Train: a batch of {self.batch} rows cannot be cut into {self.accumulate} parts"
+            )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One variant. What an experiment file returns, by name."""
+
+    model: LM = LM()
+    data: Data = Data()  # noqa: RUF009
+    train: Train = Train()
+    evaluation: EvaluationProtocol = SameTargets()
+    mesh: Mesh = Mesh()
+    init_from: str | None = None
+    """The variant whose trained parameters this one starts from."""
+
+    def training_differences(self, other: "Experiment") -> list[str]:
+        """Where two experiments differ in what they train; the evaluation may be another."""
+        names = (f.name for f in fields(self) if f.name != "evaluation")
+        return [
+            line
+            for name in names
+            for line in spec.differences(getattr(self, name), getattr(other, name), name)
+        ]
+
+
+Experiments = dict[str, Experiment]
+
+
+def types() -> Mapping[str, type]:
+    """Every name that an override or a saved experiment may use."""
+    plain = (Experiment, Train, AdamW, LM, Block, Policy, Data, Mesh)
+    tables = (MIXERS, POSITIONS, SCALINGS, CHANNELS, NORMS, SOURCES, TOKENIZERS, PROTOCOLS)
+    names = {c.__name__: c for c in plain}
+    for table in tables:
+        names |= table
+    return names
+
+
+@dataclass(frozen=True)
+class ExperimentFile:
+    """A Python file whose function `experiments()` returns named `Experiment`s."""
+
+    path: Path
+    question: str
+    """Its docstring."""
+    experiments: Experiments
+
+
+def load(path: Path) -> ExperimentFile:
+    """Run an experiment file. Raises FileNotFoundError, or ValueError for what it returns."""
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise FileNotFoundError(f"no experiment file {path}{hint}")
+    module_spec = importlib.util.spec_from_file_location(f"experiments_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise ValueError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    make = getattr(module, "experiments", None)
+    if not callable(make):
+        raise ValueError(f"{path} has no function experiments() that returns named Experiments")
+    made = make()
+    if not (isinstance(made, dict) and made):
+        raise ValueError(f"{path}: experiments() must return a dict of Experiments by name")
+    for name, experiment in made.items():
+        if not isinstance(experiment, Experiment):
+            raise ValueError(f"{path}: {name!r} is a {type(experiment).__name__}, no Experiment")
+        if not isinstance(name, str) or not name or set(name) & set("/\\. "):
+            raise ValueError(f"{path}: {name!r} cannot name a folder; leave out '/', '.' and ' '")
+        spec.check(experiment, name)
+    _check_links(made)
+    return ExperimentFile(path, (module.__doc__ or "").strip(), made)
+
+
+def _check_links(experiments: Experiments) -> None:
+    for name, experiment in experiments.items():
+        seen, at = [name], experiment.init_from
+        while at is not None:
+            known(at, experiments, f"{seen[-1]}.init_from")
+            if at in seen:
+                raise ValueError(f"init_from goes in a circle: {' -> '.join([*seen, at])}")
+            seen.append(at)
+            at = experiments[at].init_from
+        if experiment.train.steps == 0 and experiment.init_from is None:
+            raise ValueError(f"{name}: train.steps is 0 and there is no init_from to take over")
+
+
+def known(name: str, experiments: Iterable[str], where: str) -> None:
+    """Raise ValueError, with the nearest right name, where `name` is no variant."""
+    names = list(experiments)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{where}: no variant {name!r}{hint} There are: {', '.join(names)}")
+
+
+def with_ancestors(names: Iterable[str], experiments: Experiments) -> list[str]:
+    """The variants in an order in which each comes after the one that it starts from."""
+    ordered: list[str] = []
+
+    def add(name: str) -> None:
+        parent = experiments[name].init_from
+        if parent is not None:
+            add(parent)
+        if name not in ordered:
+            ordered.append(name)
+
+    for name in names:
+        add(name)
+    return ordered
+
+
+def validate(name: str, experiment: Experiment, experiments: Experiments, corpus: Corpus) -> None:
+    """Raise ValueError for whatever can be known to fail before any training starts."""
+    model, train = experiment.model, experiment.train
+
+    def problem(where: str, what: object) -> ValueError:
+        return ValueError(f"{name}: {where}: {what}")
+
+    if model.vocab != corpus.tokenizer.vocab_size:
+        needed = corpus.tokenizer.vocab_size
+        raise problem("model.vocab", f"is {model.vocab}, the tokenizer has {needed} tokens")
+    try:
+        shapes = parameter_shapes(model)
+    except ValueError as error:
+        raise problem("model", error) from error
+    if experiment.init_from is not None:
+        parent = parameter_shapes(experiments[experiment.init_from].model)
+        for path in sorted(shapes.keys() | parent.keys()):
+            if shapes.get(path) != parent.get(path):
+                raise problem(
+                    f"init_from={experiment.init_from!r}",
+                    f"{path} is {shapes.get(path, 'absent')} here, "
+                    f"{parent.get(path, 'absent')} there",
+                )
+    ways = experiment.mesh.data * experiment.mesh.fsdp
+    if train.batch // train.accumulate % ways:
+        raise problem(
+            "train.batch",
+            f"{train.batch // train.accumulate} rows at a time do not divide over "
+            f"data x fsdp = {ways} devices",
+        )
+    if experiment.mesh.devices > len(jax.devices()):
+        raise problem("mesh", f"takes {experiment.mesh.devices} devices of {len(jax.devices())}")
+    protocol = experiment.evaluation
+    try:
+        corpus.documents("train")
+        corpus.long_documents(protocol.split, protocol.length)
+    except ValueError as error:
+        raise problem("evaluation", error) from error
+
+
+def parameter_shapes(model: LM) -> dict[str, tuple[int, ...]]:
+    """{path: shape} of the parameters, without making any."""
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    leaves = jax.tree_util.tree_leaves_with_path(abstract)
+    return {jax.tree_util.keystr(p, simple=True, separator="."): leaf.shape for p, leaf in leaves}

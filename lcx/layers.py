@@ -1,0 +1,133 @@
+"""Norms and channel mixers."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from lcx.dense import linear, residual, zeros
+from lcx.types import Context, Dims, Params, State
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    """x / rms(x) * scale, statistics in fp32 (Zhang and Sennrich 2019)."""
+
+    eps: float = 1e-6
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> nnx.Module:
+        return nnx.RMSNorm(
+            dims.model,
+            epsilon=self.eps,
+            dtype=jnp.dtype(dims.policy.compute),
+            param_dtype=jnp.dtype(dims.policy.params),
+            rngs=rngs,
+        )
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """(x - mean) / std * scale + bias, statistics in fp32 (Ba et al. 2016). RWKV's norm."""
+
+    eps: float = 1e-5
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> nnx.Module:
+        return nnx.LayerNorm(
+            dims.model,
+            epsilon=self.eps,
+            dtype=jnp.dtype(dims.policy.compute),
+            param_dtype=jnp.dtype(dims.policy.params),
+            use_fast_variance=False,
+            rngs=rngs,
+        )
+
+
+Norm = RMSNorm | LayerNorm
+
+
+@dataclass(frozen=True)
+class SwiGLU:
+    """Gated MLP: (silu(x W_gate) * x W_up) W_down (Shazeer 2020). No state."""
+
+    hidden: int | None = None
+    """F; None: 8/3 of the width, rounded up to a multiple of 32."""
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        hidden = self.hidden or -(-8 * dims.model // (3 * 32)) * 32
+        return nnx.Dict(
+            gate=linear(dims, dims.model, hidden, ("embed", "mlp"), rngs),
+            up=linear(dims, dims.model, hidden, ("embed", "mlp"), rngs),
+            down=residual(dims, hidden, ("mlp", "embed"), rngs),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        return {}
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State | None]:
+        return params.down(jax.nn.silu(params.gate(x)) * params.up(x)), state
+
+
+def token_shift(
+    x: Float[Array, "B T D"],
+    last: Float[Array, "B D"] | None,
+    starts: Bool[Array, "B T"] | None,
+) -> Float[Array, "B T D"]:
+    """The token before each token: zero before a document's first, `last` before the piece."""
+    first = jnp.zeros_like(x[:, :1]) if last is None else last[:, None].astype(x.dtype)
+    previous = jnp.concatenate([first, x[:, :-1]], axis=1)
+    return previous if starts is None else jnp.where(starts[..., None], 0, previous)
+
+
+@dataclass(frozen=True)
+class RWKVChannelMix:
+    """RWKV-4's gated channel mix: sigmoid(r) * relu(k)^2 V, on token-shifted inputs.
+
+    Peng et al. 2023, equations 17 to 18. State: the last token.
+    """
+
+    hidden: int | None = None
+    """F; None: four times the width."""
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        hidden = self.hidden or 4 * dims.model
+        mix = token_mix(dims, 1 - dims.layer / dims.layers)
+        return nnx.Dict(
+            mix_k=nnx.Param(mix),
+            mix_r=nnx.Param(mix),
+            key=linear(dims, dims.model, hidden, ("embed", "mlp"), rngs),
+            receptance=linear(dims, dims.model, dims.model, ("embed", None), rngs, zeros),
+            value=linear(dims, hidden, dims.model, ("mlp", "embed"), rngs, zeros),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        return {"last": jnp.zeros((batch, dims.model), dims.policy.compute)}
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State | None]:
+        previous = token_shift(x, state and state["last"], ctx.starts)
+        k = params.key(blend(params.mix_k, x, previous))
+        r = params.receptance(blend(params.mix_r, x, previous))
+        y = jax.nn.sigmoid(r) * params.value(jnp.square(jax.nn.relu(k)))
+        return y, state and {"last": x[:, -1]}
+
+
+def token_mix(dims: Dims, power: float | Float[Array, ""]) -> Float[Array, " D"]:
+    """(i / D)^power: how much of channel i comes from the current token, in RWKV-4's init."""
+    channel = jnp.arange(dims.model, dtype=jnp.float32) / dims.model
+    return (channel**power).astype(dims.policy.params)
+
+
+def blend(
+    mix: nnx.Param, x: Float[Array, "B T D"], previous: Float[Array, "B T D"]
+) -> Float[Array, "B T D"]:
+    """mix of the current token, the rest of the one before (RWKV-4 and 5; 6 and 7 turn it round)."""
+    return previous + (x - previous) * mix[...].astype(x.dtype)
+
+
+CHANNELS: dict[str, type] = {c.__name__: c for c in (SwiGLU, RWKVChannelMix)}
+NORMS: dict[str, type] = {c.__name__: c for c in (RMSNorm, LayerNorm)}

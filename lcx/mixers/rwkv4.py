@@ -1,0 +1,68 @@
+"""RWKV-4's time mix."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lcx.dense import linear, zeros
+from lcx.layers import blend, token_mix, token_shift
+from lcx.ops.wkv import WKVState, wkv4
+from lcx.types import Context, Dims, Params, State
+
+
+@dataclass(frozen=True)
+class RWKV4:
+    """RWKV-4's time mix (Peng et al. 2023): sigmoid(r) * wkv, on token-shifted inputs.
+
+    Belongs with LayerNorm blocks, `RWKVChannelMix` and a norm on the embedding. State: the last
+    token and the three running sums. Fixed size.
+    """
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        # As in the original code: channels from slow to fast decay, spread wider in deep layers,
+        # a bonus with a zigzag over channels, and mixes that favour the present in deep layers.
+        depth = dims.layer / max(dims.layers - 1, 1)
+        to_end = 1 - dims.layer / dims.layers
+        channel = np.arange(dims.model)
+        speed = -5 + 8 * (channel / max(dims.model - 1, 1)) ** (0.7 + 1.3 * depth)
+        bonus = np.log(0.3) + 0.5 * ((channel + 1) % 3 - 1)
+        mix = token_mix(dims, to_end)
+        square = (dims.model, dims.model, ("embed", "heads"), rngs)
+        return nnx.Dict(
+            decay=nnx.Param(jnp.asarray(speed, jnp.float32)),
+            bonus=nnx.Param(jnp.asarray(bonus, jnp.float32)),
+            mix_k=nnx.Param(mix),
+            mix_v=nnx.Param((mix + 0.3 * depth).astype(mix.dtype)),
+            mix_r=nnx.Param(token_mix(dims, 0.5 * to_end)),
+            key=linear(dims, *square, zeros),
+            value=linear(dims, *square, jax.nn.initializers.orthogonal()),
+            receptance=linear(dims, *square, zeros),
+            out=linear(dims, dims.model, dims.model, ("heads", "embed"), rngs, zeros),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        return {
+            "last": jnp.zeros((batch, dims.model), dims.policy.compute),
+            "wkv": WKVState.empty(batch, dims.model),
+        }
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State | None]:
+        previous = token_shift(x, state and state["last"], ctx.starts)
+        k = params.key(blend(params.mix_k, x, previous))
+        v = params.value(blend(params.mix_v, x, previous))
+        r = params.receptance(blend(params.mix_r, x, previous))
+        o, wkv = wkv4(
+            -jnp.exp(params.decay[...]),
+            params.bonus[...],
+            k,
+            v,
+            starts=ctx.starts,
+            state=state and state["wkv"],
+        )
+        return params.out(jax.nn.sigmoid(r) * o), state and {"last": x[:, -1], "wkv": wkv}

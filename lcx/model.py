@@ -1,0 +1,202 @@
+"""The language model: embed -> (pattern of blocks x repeats) -> norm -> head."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import normal
+from jaxtyping import Array, Float, Int, Key
+
+from lcx.dense import linear
+from lcx.layers import Norm, RMSNorm, SwiGLU
+from lcx.mixers import SoftmaxAttention
+from lcx.types import Context, Dims, Half, Params, Policy, State
+
+
+@dataclass(frozen=True)
+class Block:
+    """Two halves, each behind a norm and a residual: a token mixer, then a channel mixer."""
+
+    mixer: Half = SoftmaxAttention()
+    channel: Half = SwiGLU()
+    norm: Norm = RMSNorm()
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        return nnx.Dict(
+            mixer_norm=self.norm.init(dims, rngs),
+            mixer=self.mixer.init(dims, rngs),
+            channel_norm=self.norm.init(dims, rngs),
+            channel=self.channel.init(dims, rngs),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        return {
+            "mixer": self.mixer.init_state(dims, batch, capacity),
+            "channel": self.channel.init_state(dims, batch, capacity),
+        }
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State | None]:
+        after = {}
+        for half in ("mixer", "channel"):
+            y = params[f"{half}_norm"](x)
+            y, after[half] = getattr(self, half)(params[half], y, ctx, state and state[half])
+            x = x + y
+        return x, None if state is None else after
+
+
+@dataclass(frozen=True)
+class LM:
+    """A causal language model: `repeats` times a `pattern` of blocks, between embedding and head.
+
+    Every array lives in the tree that `init` makes; this record holds none. The layers of one
+    place in the pattern are stacked on a leading axis and run by `jax.lax.scan`.
+    """
+
+    vocab: int = 257
+    """Number of token ids: 257 for bytes and the document mark."""
+    width: int = 128
+    """D."""
+    pattern: tuple[Block, ...] = (Block(),)
+    repeats: int = 4
+    tied: bool = True
+    """The head is the embedding's transpose."""
+    norm: Norm = RMSNorm()
+    """Before the head."""
+    embed_norm: Norm | None = None
+    """After the embedding; RWKV has one."""
+    policy: Policy = Policy()
+    remat: Literal["none", "block", "dots"] = "none"
+    """What the backward pass computes again: nothing; each pattern from its input; or all but
+    the results of matrix products with weights."""
+
+    def __post_init__(self):
+        for name in ("vocab", "width", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"LM: {name} must be at least 1, not {getattr(self, name)}")
+        if not self.pattern:
+            raise ValueError("LM: the pattern is empty; it needs at least one Block")
+
+    @property
+    def dims(self) -> Dims:
+        """What the layers are told; each is told its own index besides."""
+        return Dims(self.width, layers=len(self.pattern) * self.repeats, policy=self.policy)
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Fresh parameters. Raises ValueError where a layer does not fit the width."""
+        dims, places = self.dims, len(self.pattern)
+        rngs = nnx.Rngs(key)
+
+        def layers(place: int) -> Params:
+            def layer(key, repeat):
+                there = replace(dims, layer=repeat * places + place)
+                return self.pattern[place].init(there, nnx.Rngs(key))
+
+            return jax.vmap(layer)(jax.random.split(rngs(), self.repeats), jnp.arange(self.repeats))
+
+        with nnx.use_eager_sharding(False):
+            params = nnx.Dict(
+                embed=nnx.Embed(
+                    self.vocab,
+                    self.width,
+                    dtype=jnp.dtype(self.policy.compute),
+                    param_dtype=jnp.dtype(self.policy.params),
+                    embedding_init=normal(0.02),
+                    embedding_metadata={"out_sharding": ("vocab", "embed")},
+                    rngs=rngs,
+                ),
+                blocks=nnx.List([layers(place) for place in range(places)]),
+                norm=self.norm.init(dims, rngs),
+            )
+            if self.embed_norm:
+                params.embed_norm = self.embed_norm.init(dims, rngs)
+            if not self.tied:
+                params.head = linear(dims, self.width, self.vocab, ("embed", "vocab"), rngs)
+        return params
+
+    def init_state(self, batch: int, capacity: int) -> State:
+        """The state before the first token of texts of at most `capacity` tokens."""
+
+        def stacked(block: Block) -> State:
+            state = block.init_state(self.dims, batch, capacity)
+            return jax.tree.map(lambda a: jnp.repeat(a[None], self.repeats, axis=0), state)
+
+        return {
+            "position": jnp.zeros(batch, jnp.int32),
+            "segment": jnp.full(batch, -1, jnp.int32),
+            "blocks": [stacked(block) for block in self.pattern],
+        }
+
+    def __call__(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+        state: State | None = None,
+    ) -> tuple[Float[Array, "B T vocab"], State | None]:
+        """Logits of the next token (fp32), and the state after the last. See `hidden`."""
+        x, state = self.hidden(params, tokens, positions, segments, state)
+        return self.logits(params, x), state
+
+    def hidden(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+        state: State | None = None,
+    ) -> tuple[Float[Array, "B T D"], State | None]:
+        """What the head reads, and the state after the last token (None without a state).
+
+        positions: of the tokens in their documents; None: counted on from the state, or from 0.
+        segments: which document of its row each token belongs to, 0 for padding; None: each row
+        is one document. With a state the tokens continue the text that made it.
+        """
+        if positions is None:
+            first = jnp.zeros(tokens.shape[0], jnp.int32) if state is None else state["position"]
+            positions = first[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        ctx = Context.of(positions, segments, None if state is None else state["segment"])
+        x = params.embed(tokens)
+        if self.embed_norm:
+            x = params.embed_norm(x)
+        blocks = None if state is None else state["blocks"]
+        x, blocks = self._layers(params.blocks, x, ctx, blocks)
+        x = params.norm(x)
+        if state is None:
+            return x, None
+        segment = jnp.zeros_like(state["segment"]) if segments is None else segments[:, -1]
+        return x, {"position": positions[:, -1] + 1, "segment": segment, "blocks": blocks}
+
+    def _layers(self, params, x, ctx, state):
+        """The pattern, `repeats` times."""
+
+        def pattern(x, layer):
+            params, state = layer
+            after = []
+            for place, block in enumerate(self.pattern):
+                x, new = block(params[place], x, ctx, None if state is None else state[place])
+                after.append(new)
+            return x, None if state is None else after
+
+        match self.remat:
+            case "block":
+                pattern = jax.checkpoint(pattern)
+            case "dots":
+                policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+                pattern = jax.checkpoint(pattern, policy=policy)
+        return jax.lax.scan(pattern, x, (params, state))
+
+    def logits(self, params: Params, x: Float[Array, "... D"]) -> Float[Array, "... vocab"]:
+        """The head, in fp32."""
+        head = params.embed.embedding[...].T if self.tied else params.head.kernel[...]
+        return jnp.matmul(x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def count_parameters(model: LM) -> int:
+    """The number of parameters, without making any."""
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract))

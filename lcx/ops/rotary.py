@@ -1,0 +1,41 @@
+"""Rotate pairs of features by an angle that grows with the position; nothing about schemes.
+
+Layout: half-split, as in Llama: feature i is paired with feature i + P. The interleaved layout
+of other code is the same function after permuting the rows of the q and k projections.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+def angles(positions: Int[Array, "B T"], inv_freq: Float[np.ndarray, " P"]) -> Float[Array, "B T P"]:
+    """Angles positions * inv_freq in radians, reduced to [-pi, pi]; `inv_freq` is float64.
+
+    The product in fp32 would be off by 4e-3 radians at position 65,536 and 6e-2 at a million. So
+    the phase is counted in turns, as a fixed-point number of 32 bits whose integer product with
+    the position wraps around just as a phase does; what 32 bits leave out of the frequency is
+    added in fp32. The error stays below 1e-6 for every int32 position.
+    """
+    turns = np.asarray(inv_freq, np.float64) / (2 * np.pi) * 2.0**32
+    whole = np.floor(turns)
+    phase = positions[..., None].astype(jnp.uint32) * jnp.asarray(whole % 2.0**32, jnp.uint32)
+    rest = positions[..., None].astype(jnp.float32) * jnp.asarray(turns - whole, jnp.float32)
+    return (phase.astype(jnp.int32).astype(jnp.float32) + rest) * (2 * np.pi * 2.0**-32)
+
+
+def rotate(
+    x: Float[Array, "B T H K"], angle: Float[Array, "B T P"], magnitude: float = 1.0
+) -> Float[Array, "B T H K"]:
+    """Rotate the first 2P of K features pairwise by `angle`, and scale them by `magnitude`.
+
+    Features past 2P pass through (partial rotary). Trigonometry and product in fp32, cast last.
+    RoFormer (Su et al. 2021), equation 34.
+    """
+    pairs = angle.shape[-1]
+    cos = magnitude * jnp.cos(angle)[:, :, None]
+    sin = magnitude * jnp.sin(angle)[:, :, None]
+    first = x[..., :pairs].astype(jnp.float32)
+    second = x[..., pairs : 2 * pairs].astype(jnp.float32)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([turned.astype(x.dtype), x[..., 2 * pairs :]], axis=-1)
