@@ -1,4 +1,4 @@
-"""Checkpoints of a run by orbax: arrays and the place in the data, written while training goes on."""
+"""Checkpoints of a run by orbax: arrays and the place in the data, written as training goes on."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +37,7 @@ class Checkpoints:
         """Write in the background. `batches`: a grain iterator, whose state is saved beside."""
         import grain
 
-        items = {"arrays": ocp.args.PyTreeSave(_by_path(tree))}
+        items: dict[str, ocp.args.CheckpointArgs] = {"arrays": ocp.args.PyTreeSave(_by_path(tree))}
         if batches is not None:
             items["data"] = grain.checkpoint.CheckpointSave(batches)
         self._manager.save(step, args=ocp.args.Composite(**items))
@@ -62,7 +62,7 @@ class Checkpoints:
             restore_args=ocp.checkpoint_utils.construct_restore_args(flat),
             partial_restore=True,
         )
-        items = {"arrays": arrays}
+        items: dict[str, ocp.args.CheckpointArgs] = {"arrays": arrays}
         if batches is not None:
             items["data"] = grain.checkpoint.CheckpointRestore(batches)
         for step in reversed(self.steps):

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -210,7 +210,9 @@ def list_command(folder: Positional[Path] = Path("experiments")) -> None:
 
 
 def _listing(title: str, rows: dict[str, str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, show_header=False
+    )
     table.add_column(style="cyan", no_wrap=True)
     table.add_column()
     for name, line in rows.items():

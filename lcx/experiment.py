@@ -56,7 +56,7 @@ class Experiment:
     """One variant. What an experiment file returns, by name."""
 
     model: LM = LM()
-    data: Data = Data()  # noqa: RUF009
+    data: Data = Data()
     train: Train = Train()
     evaluation: EvaluationProtocol = SameTargets()
     mesh: Mesh = Mesh()

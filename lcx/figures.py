@@ -5,7 +5,7 @@ Each is drawn for a look (light or dark) and a width; the words around them are 
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -196,7 +196,7 @@ def _name_curves(
     look: Look,
     narrow: bool,
     names: list[str],
-    ends: list[tuple[float, float] | None],
+    ends: Sequence[tuple[float, float] | None],
 ) -> None:
     """Name each curve and its last value beside its end; below the axes on a narrow picture.
 

@@ -109,7 +109,7 @@ class RWKVChannelMix:
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> tuple[Float[Array, "B T D"], State | None]:
-        previous = token_shift(x, state and state["last"], ctx.starts)
+        previous = token_shift(x, None if state is None else state["last"], ctx.starts)
         k = params.key(blend(params.mix_k, x, previous))
         r = params.receptance(blend(params.mix_r, x, previous))
         y = jax.nn.sigmoid(r) * params.value(jnp.square(jax.nn.relu(k)))
@@ -125,7 +125,7 @@ def token_mix(dims: Dims, power: float | Float[Array, ""]) -> Float[Array, " D"]
 def blend(
     mix: nnx.Param, x: Float[Array, "B T D"], previous: Float[Array, "B T D"]
 ) -> Float[Array, "B T D"]:
-    """mix of the current token, the rest of the one before (RWKV-4 and 5; 6 and 7 turn it round)."""
+    """mix of the current token, the rest of the one before (RWKV-4, 5; 6 and 7 turn it round)."""
     return previous + (x - previous) * mix[...].astype(x.dtype)
 
 

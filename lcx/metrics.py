@@ -7,7 +7,7 @@ unit of chance: tokens of one text rise and fall together, so intervals resample
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from jaxtyping import Float
@@ -166,7 +166,9 @@ def _interval(nll: Float[np.ndarray, " N"], tokens: Float[np.ndarray, " N"]) -> 
     return [_exp(result.confidence_interval.low), _exp(result.confidence_interval.high)]
 
 
-def _column(documents: Sequence[DocumentScore], key: str) -> NDArray[np.float64]:
+def _column(
+    documents: Sequence[DocumentScore], key: Literal["nll", "tokens"]
+) -> NDArray[np.float64]:
     return np.array([d[key] for d in documents], dtype=np.float64)  # None, from JSON, becomes NaN
 
 

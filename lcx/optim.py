@@ -38,7 +38,9 @@ class AdamW:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"AdamW: {name} must lie in [0, 1), not {getattr(self, name)}")
         if self.warmup < 0 or self.weight_decay < 0 or not 0 <= self.final <= 1:
-            raise ValueError("AdamW: warmup and weight_decay cannot be negative, final is in [0, 1]")
+            raise ValueError(
+                "AdamW: warmup and weight_decay cannot be negative, final is in [0, 1]"
+            )
 
     def learning_rate(self, steps: int) -> optax.Schedule:
         """Learning rate by step, over a run of `steps`."""

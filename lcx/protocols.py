@@ -35,9 +35,16 @@ class Window(NamedTuple):
 class EvaluationProtocol(Protocol):
     """Turns documents into windows."""
 
-    contexts: tuple[int, ...]
-    split: Literal["validation", "test"]
-    documents: int | None
+    @property
+    def contexts(self) -> tuple[int, ...]: ...
+
+    @property
+    def split(self) -> Literal["validation", "test"]: ...
+
+    @property
+    def documents(self) -> int | None:
+        """At most this many; None: all that are long enough."""
+        ...
 
     @property
     def length(self) -> int:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -68,8 +69,8 @@ def write_report(
     _check_comparable(results)
     report = _summary(results)
     pictures = {
-        "ppl_vs_context": lambda look, narrow: draw_perplexity(report, look, narrow),
-        "training_loss": lambda look, narrow: draw_training(report, curves, look, narrow),
+        "ppl_vs_context": partial(draw_perplexity, report),
+        "training_loss": partial(draw_training, report, curves),
     }
     page = _page(title, question, report, results, pictures)
     strict = jsonable(report)

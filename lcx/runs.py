@@ -1,10 +1,10 @@
 """A run is a folder: what was asked, where it ran, how it went, what came out.
 
-    experiment.json    the experiment, which loads back equal
-    environment.json   versions, commit, devices, command line of each start
-    metrics.jsonl      one line a training step
-    checkpoints/       by orbax
-    eval/              one JSON per evaluation protocol and data set
+experiment.json    the experiment, which loads back equal
+environment.json   versions, commit, devices, command line of each start
+metrics.jsonl      one line a training step
+checkpoints/       by orbax
+eval/              one JSON per evaluation protocol and data set
 """
 
 import hashlib
@@ -13,7 +13,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -139,8 +138,9 @@ def _git(*arguments: str) -> str | None:
     """What git says of the checkout that lcx runs from; None where there is none."""
     here = Path(lcx.__file__).parent
     try:
-        run: Callable = subprocess.run
-        done = run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

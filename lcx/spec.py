@@ -18,7 +18,7 @@ import math
 import operator
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -165,7 +165,7 @@ def _power(base: int | float, exponent: int | float) -> int | float:
     return result
 
 
-_OPERATORS = {
+_OPERATORS: dict[type[ast.AST], Callable[..., int | float]] = {
     ast.UAdd: operator.pos,
     ast.USub: operator.neg,
     ast.Add: operator.add,
@@ -262,10 +262,10 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     if _is_spec(a) and type(a) is type(b):
         pairs = [(name, getattr(a, name), getattr(b, name)) for name in _hints(type(a))]
     elif isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
-        pairs = [(i, *both) for i, both in enumerate(zip(a, b, strict=True))]
+        pairs = [(i, x, y) for i, (x, y) in enumerate(zip(a, b, strict=True))]
     else:
         return [f"{path}: {describe(a)} here, {describe(b)} there".removeprefix(": ")]
-    return [line for name, *both in pairs for line in differences(*both, _join(path, name))]
+    return [line for name, x, y in pairs for line in differences(x, y, _join(path, name))]
 
 
 # ------------------------------------------------------------------------------ fields

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
@@ -63,9 +62,7 @@ def make_step(
         if settings.accumulate == 1:
             (_, nll), gradients = gradient(batch, tokens)
         else:
-            parts = jax.tree.map(
-                lambda a: a.reshape(settings.accumulate, -1, *a.shape[1:]), batch
-            )
+            parts = jax.tree.map(lambda a: a.reshape(settings.accumulate, -1, *a.shape[1:]), batch)
 
             def add(total, part):
                 (_, nll), gradients = gradient(part, tokens)
@@ -74,7 +71,7 @@ def make_step(
             zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
             (nll, gradients), _ = jax.lax.scan(add, zero, parts)
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)  # optax forgets which tree it is
         metrics = {"loss": nll, "tokens": tokens, "grad_norm": optax.global_norm(gradients)}
         return TrainState(params, moments, state.step + 1), metrics
 
@@ -185,7 +182,7 @@ class Log:
             "step": step,
             "loss": values["loss"],
             "grad_norm": values["grad_norm"],
-            "learning_rate": float(self._learning_rate(step - 1)),
+            "learning_rate": float(jnp.asarray(self._learning_rate(step - 1))),
             "tokens": self._tokens,
             "seconds": round(self._seconds, 3),
         }
@@ -209,10 +206,10 @@ def restore_params(experiment: Experiment, run: Run, console: Console | None = N
         shardings(abstract, mesh),
     )
     with Checkpoints(run.checkpoints, _warn(console or Console())) as checkpoints:
-        found = checkpoints.restore(TrainState(like, (), ()))
+        found = checkpoints.restore({"params": like})
     if found is None:
         raise FileNotFoundError(f"{run.folder} has no checkpoint: train it first (lcx train)")
-    return found[1].params
+    return found[1]["params"]
 
 
 def finished(experiment: Experiment, run: Run) -> bool:

@@ -8,7 +8,7 @@ Axis letters, used in every shape of the project:
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ class Context(NamedTuple):
         positions: Int[Array, "B T"],
         segments: Int[Array, "B T"] | None = None,
         before: Int[Array, " B"] | None = None,
-    ) -> Self:
+    ) -> "Context":
         """The context of a piece of text whose preceding token lay in segment `before`.
 
         Without `before` the piece is the beginning: its first token starts a document.

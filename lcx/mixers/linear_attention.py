@@ -48,9 +48,7 @@ class LinearAttention:
         q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
         before = state or {"sum": None, "normaliser": None}
         one = jnp.ones_like(v[..., :1])
-        z, normaliser = linear_attention(
-            q, k, one, starts=ctx.starts, state=before["normaliser"]
-        )
+        z, normaliser = linear_attention(q, k, one, starts=ctx.starts, state=before["normaliser"])
         q, k = self.position(q, k, ctx.positions)
         o, total = linear_attention(q, k, v, starts=ctx.starts, state=before["sum"])
         y = params.out(merge_heads(o / (z + 1e-6)))

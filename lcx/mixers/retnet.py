@@ -56,7 +56,7 @@ class RetNet:
             v,
             g=jnp.broadcast_to(log_decay, (1, x.shape[1], self.heads)),
             starts=ctx.starts,
-            state=state and state["S"],
+            state=None if state is None else state["S"],
         )
         y = jax.nn.silu(params.gate(x)) * merge_heads(_rms_normalise(o))
         return params.out(y), state and {"S": S}

@@ -58,9 +58,7 @@ class SoftmaxAttention:
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         slots = capacity if self.window is None else min(self.window - 1, capacity)
-        keys = jnp.zeros(
-            (batch, slots, self.groups, dims.model // self.heads), dims.policy.compute
-        )
+        keys = jnp.zeros((batch, slots, self.groups, dims.model // self.heads), dims.policy.compute)
         state = {"k": keys, "v": keys, "segments": jnp.full((batch, slots), -1, jnp.int32)}
         if self.window is None:
             state["length"] = jnp.zeros((), jnp.int32)
@@ -69,7 +67,8 @@ class SoftmaxAttention:
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> tuple[Float[Array, "B T D"], State | None]:
-        q, k, v = (split_heads(params[n](x), h) for n, h in zip("qkv", self._head_counts()))
+        counts = (self.heads, self.groups, self.groups)
+        q, k, v = (split_heads(params[n](x), h) for n, h in zip("qkv", counts, strict=True))
         if self.qk_norm:
             q, k = params.q_norm(q), params.k_norm(k)
         q, k = self.position(q, k, ctx.positions)
@@ -88,9 +87,6 @@ class SoftmaxAttention:
             segments=(segments, keys["segments"]),
         )
         return params.out(merge_heads(o)), state
-
-    def _head_counts(self) -> tuple[int, int, int]:
-        return self.heads, self.groups, self.groups
 
     def _remember(self, state, k, v, segments):
         """The keys that this piece may see, the place of its first among them, the new state."""

@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-def angles(positions: Int[Array, "B T"], inv_freq: Float[np.ndarray, " P"]) -> Float[Array, "B T P"]:
+def angles(
+    positions: Int[Array, "B T"], inv_freq: Float[np.ndarray, " P"]
+) -> Float[Array, "B T P"]:
     """Angles positions * inv_freq in radians, reduced to [-pi, pi]; `inv_freq` is float64.
 
     The product in fp32 would be off by 4e-3 radians at position 65,536 and 6e-2 at a million. So

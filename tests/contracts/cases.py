@@ -1,0 +1,156 @@
+"""What the laws are tried on: every entry of the tables, and settings that change the algorithm."""
+
+import importlib
+import inspect
+from functools import cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lcx import mixers
+from lcx.layers import CHANNELS
+from lcx.mixers import MIXERS, LinearAttention, RetNet, SoftmaxAttention
+from lcx.positions import POSITIONS, SCALINGS, Linear, RoPE
+from lcx.types import Context, Dims, Half, Params, Policy
+
+WIDTH, ROWS, LENGTH = 32, 2, 150
+"""Longer than any chunk, and a multiple of none."""
+
+SETTINGS: tuple[Half, ...] = (
+    SoftmaxAttention(kv_heads=2, qk_norm=True),
+    SoftmaxAttention(kv_heads=1),
+    SoftmaxAttention(window=1),
+    SoftmaxAttention(window=7),
+    SoftmaxAttention(window=1000),
+    LinearAttention(heads=2, position=RoPE()),
+    RetNet(heads=2, expand=1),
+)
+EXAMPLES = {Linear: Linear(4.0)}
+"""Scalings that have no defaults."""
+
+SCHEMES = (
+    *(cls() for cls in POSITIONS.values()),
+    *(RoPE(scaling=EXAMPLES.get(cls) or cls()) for cls in SCALINGS.values()),
+)
+HALVES: tuple[Half, ...] = (
+    *(cls() for cls in MIXERS.values()),
+    *(cls() for cls in CHANNELS.values()),
+    *SETTINGS,
+    *(SoftmaxAttention(position=scheme) for scheme in SCHEMES if scheme != RoPE()),
+)
+
+
+class Case(NamedTuple):
+    """Parameters away from their initial zeros and ones, an input and packed documents."""
+
+    params: Params
+    x: jax.Array
+    packed: Context
+    dims: Dims
+
+
+@cache
+def case(half: Half, compute: str = "float32", length: int = LENGTH, rows: int = ROWS) -> Case:
+    dims = Dims(WIDTH, layers=3, layer=1, policy=Policy(compute=compute))
+    keys = iter(jax.random.split(jax.random.key(0), 64))
+    with nnx.use_eager_sharding(False):
+        params = half.init(dims, nnx.Rngs(1))
+    params = jax.tree.map(
+        lambda a: a + 0.2 * jax.random.normal(next(keys), a.shape, a.dtype), params
+    )
+    x = jax.random.normal(next(keys), (rows, length, WIDTH)).astype(compute)
+    return Case(params, x, Context.of(*documents(rows, length)), dims)
+
+
+def documents(rows: int, length: int) -> tuple[jax.Array, jax.Array]:
+    """Positions and segments of uneven documents; the first of a row is the rest of a longer one.
+
+    The first row ends in padding, and its second document has a single token.
+    """
+    positions, segments = np.zeros((2, rows, length), np.int32)
+    for row in range(rows):
+        ends = [length // 3 + 5 * row, length // 3 + 5 * row + 1, length - 20 * (row == 0)]
+        begin, offset = 0, 70_000
+        for number, end in enumerate(ends, start=1):
+            segments[row, begin:end] = number
+            positions[row, begin:end] = offset + np.arange(end - begin)
+            begin, offset = end, 0
+    return jnp.asarray(positions), jnp.asarray(segments)
+
+
+def in_pieces(half: Half, params: Params, x, ctx: Context, dims: Dims, cuts):
+    """The outputs of consecutive calls on x[:, :cuts[0]], x[:, cuts[0]:cuts[1]], ..., x[:, ...:]."""
+    state = half.init_state(dims, x.shape[0], x.shape[1])
+    outputs, begin = [], 0
+    for end in (*cuts, x.shape[1]):
+        piece = jax.tree.map(lambda a, b=begin, e=end: a[:, b:e], ctx)
+        y, state = half(params, x[:, begin:end], piece, state)
+        outputs.append(y)
+        begin = end
+    return jnp.concatenate(outputs, axis=1)
+
+
+def with_references(half: Half, monkeypatch) -> list[str]:
+    """Make the file of a mixer use the reference of each op that it imports; their names."""
+    module = importlib.import_module(type(half).__module__)
+    replaced = []
+    for name, op in vars(module).copy().items():
+        if not getattr(op, "__module__", "").startswith("lcx.ops") or not callable(op):
+            continue
+        if "implementation" in inspect.signature(op).parameters:
+            monkeypatch.setattr(module, name, partial(op, implementation="reference"))
+            replaced.append(name)
+    return replaced
+
+
+class Result(NamedTuple):
+    """An output, and the gradients of a fixed random projection of it."""
+
+    y: jax.Array
+    params: Params
+    x: jax.Array
+
+
+def gradients_of(call):
+    """Compiled (params, x, ctx) -> Result of call(params, x, ctx)."""
+
+    @jax.jit
+    def result(params, x, ctx) -> Result:
+        probe = jax.random.normal(jax.random.key(9), x.shape[1:])
+
+        def loss(params, x):
+            y = call(params, x, ctx)
+            return (y.astype(jnp.float32) * probe).sum(), y
+
+        (_, y), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+        return Result(y, *gradients)
+
+    return result
+
+
+@cache
+def whole(half: Half):
+    """`gradients_of` one call without a state."""
+    return gradients_of(lambda p, x, ctx: half(p, x, ctx)[0])
+
+
+def assert_close(got, expected, relative: float) -> None:
+    """Each leaf to `relative` of the largest magnitude in it; nothing infinite or NaN."""
+    paths = jax.tree_util.tree_leaves_with_path(expected)
+    for (path, b), a in zip(paths, jax.tree.leaves(got), strict=True):
+        a, b = (np.asarray(v, np.float64) for v in (a, b))
+        assert np.isfinite(a).all(), jax.tree_util.keystr(path)
+        error = np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-3)
+        assert error <= relative, f"{jax.tree_util.keystr(path)}: relative error {error:.1e}"
+
+
+def name(half: Half) -> str:
+    from lcx.spec import describe
+
+    return describe(half)
+
+
+MIXER_CASES = tuple(h for h in HALVES if type(h).__module__.startswith(mixers.__name__))

@@ -1,0 +1,104 @@
+"""What the comparisons with torch share: weights and gradients carried over, and lcx's side."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lcx.loss import loss_sums
+from lcx.model import LM
+from lcx.types import Params, State
+
+NEEDED = "comparisons with transformers need: pip install -e '.[parity]'"
+
+
+def randomise(module: Any) -> None:
+    """Draw every parameter anew, none of them near a value at which it would do nothing."""
+    rng = np.random.default_rng(0)
+    for name, parameter in module.named_parameters():
+        a = parameter.detach().numpy()  # the module's own memory
+        if "time_mix" in name:
+            a[...] = rng.uniform(0, 1, a.shape)
+        elif "time_decay" in name:  # to 1/e in anything from 100 tokens to half a token
+            a[...] = rng.uniform(-4.6, 0.7, a.shape)
+        elif a.ndim == 2:
+            a[...] = rng.normal(0, a.shape[1] ** -0.5, a.shape)
+        elif name.endswith("weight"):  # of a norm
+            a[...] = rng.uniform(0.5, 1.5, a.shape)
+        else:
+            a[...] = rng.normal(0, 0.5, a.shape)
+
+
+def to_lcx(model: LM, tensors: dict[str, Any], names: dict[str, str]) -> Params:
+    """The tree that `model.init` makes, filled from the tensors of a torch module.
+
+    `names` leads from a leaf (in a block: without its place) to a tensor (its layer as `{}`).
+    Raises KeyError for a leaf without a tensor, ValueError for a tensor without a leaf.
+    """
+    unused = set(tensors)
+    places = len(model.pattern)
+
+    def tensor(name: str, leaf: str) -> np.ndarray:
+        unused.discard(name)
+        a = tensors[name].detach().numpy().squeeze()  # RWKV's mixes are [1, 1, D] there
+        return a.T if leaf.endswith("kernel") else a
+
+    def fill(path, like):
+        leaf = _name(path)
+        if leaf.startswith("blocks."):
+            _, place, leaf = leaf.split(".", 2)
+            layers = range(int(place), places * model.repeats, places)
+            a = np.stack([tensor(names[leaf].format(layer), leaf) for layer in layers])
+        else:
+            a = tensor(names[leaf], leaf)
+        if a.shape != like.shape:
+            raise ValueError(f"{leaf}: the tensor is {a.shape}, the leaf {like.shape}")
+        return jnp.array(a)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.tree_util.tree_map_with_path(fill, shapes)
+    if unused:
+        raise ValueError(f"tensors without a leaf: {sorted(unused)}")
+    return params
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+
+
+def relative_errors(actual: Params, expected: Params) -> dict[str, float]:
+    """Per leaf, the largest difference as a fraction of the largest expected entry."""
+
+    def error(a, b):
+        return float(jnp.abs(a - b).max() / jnp.abs(b).max())
+
+    errors = jax.tree_util.tree_leaves_with_path(jax.tree.map(error, actual, expected))
+    return {_name(path): e for path, e in errors}
+
+
+def loss_and_gradients(model: LM, params: Params, tokens: np.ndarray) -> tuple[float, Params]:
+    """The mean loss, in nats, of each token but a row's first; and its gradients."""
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params, tokens):
+        x, _ = model.hidden(params, tokens[:, :-1])
+        sums = loss_sums(model, params, x, tokens[:, 1:], jnp.ones(tokens[:, 1:].shape))
+        return sums.nll / sums.tokens
+
+    value, gradients = loss(params, tokens)
+    return float(value), gradients
+
+
+def stream(call, params: Params, tokens: np.ndarray, pieces, state: State):
+    """Logits of the whole text read in pieces of these lengths, and the state after it.
+
+    call: the jitted model.
+    """
+    assert sum(pieces) == tokens.shape[1]
+    logits = []
+    for piece in np.split(tokens, np.cumsum(pieces)[:-1], axis=1):
+        out, state = call(params, piece, state=state)
+        logits.append(np.asarray(out))
+    return np.concatenate(logits, axis=1), state
