@@ -1,5 +1,6 @@
 """Checkpoints of a run by orbax: arrays and the place in the data, written as training goes on."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ class Checkpoints:
         items: dict[str, ocp.args.CheckpointArgs] = {"arrays": arrays}
         if batches is not None:
             items["data"] = grain.checkpoint.CheckpointRestore(batches)
-        for step in reversed(self.steps):
+        steps = self.steps
+        for step in reversed(steps):
             try:
                 found = self._manager.restore(step, args=ocp.args.Composite(**items))["arrays"]
             except Exception as error:  # whatever a damaged file makes the reader raise
@@ -73,12 +75,22 @@ class Checkpoints:
                 self._warn(f"checkpoint {step} in {self.folder} cannot be read ({reason})")
                 continue
             return step, jax.tree.unflatten(jax.tree.structure(like), [found[p] for p in flat])
-        if self.steps:
+        if steps:
             raise CorruptCheckpointError(
-                f"none of the checkpoints {self.steps} in {self.folder} can be read; "
+                f"none of the checkpoints {steps} in {self.folder} can be read; "
                 "move the folder away to train again"
             )
         return None
+
+    def set_aside(self, after: int) -> None:
+        """Move the checkpoints after a step out of the way, into `unreadable/` beside the folder."""
+        for step in self.steps:
+            if step > after:
+                away = self.folder.parent / "unreadable" / f"{step}-{time.time_ns()}"
+                away.parent.mkdir(exist_ok=True)
+                (self.folder / str(step)).rename(away)
+                self._warn(f"it was moved to {away}")
+        self._manager.reload()
 
 
 def _by_path(tree: Tree) -> dict[str, Any]:

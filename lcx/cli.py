@@ -13,6 +13,7 @@ from rich.table import Table
 from tyro.conf import Positional, UseAppendAction, arg
 
 from lcx import spec
+from lcx.checkpoint import CorruptCheckpointError
 from lcx.data import SOURCES, TOKENIZERS, Corpus, Data
 from lcx.evaluate import describe_data, evaluate
 from lcx.experiment import (
@@ -32,7 +33,7 @@ from lcx.positions import POSITIONS, SCALINGS
 from lcx.protocols import PROTOCOLS
 from lcx.report import print_table, write_report
 from lcx.runs import Run, environment, write_json
-from lcx.train import finished, restore_params, train
+from lcx.train import restore_params, train
 
 File = Annotated[Path, arg(help="experiment file, experiments/quickstart.py for one")]
 Out = Annotated[
@@ -74,7 +75,7 @@ class Session:
         experiment, run = self.experiments[name], self.run(name)
         with run.lock():
             run.check(experiment)
-            if finished(experiment, run):
+            if self._reusable(name):
                 self.console.print(f"{name}: trained already ({run.folder}), reused")
                 return
             run.claim(experiment)
@@ -82,6 +83,14 @@ class Session:
             if experiment.init_from is not None:
                 start = restore_params(experiment, self.run(experiment.init_from), self.console)
             train(experiment, run, self.corpora[experiment.data], start, self.console)
+
+    def _reusable(self, name: str) -> bool:
+        """Whether a variant is trained, and its last checkpoint can be read."""
+        try:
+            restore_params(self.experiments[name], self.run(name), self.console)
+        except (FileNotFoundError, CorruptCheckpointError):
+            return False
+        return True
 
     def evaluate(self, name: str) -> Evaluation:
         """Evaluate a trained variant, or reuse its result."""
@@ -91,12 +100,6 @@ class Session:
         if path.exists():
             self.console.print(f"{name}: evaluated already ({path}), reused")
             return json.loads(path.read_text())
-        if not finished(experiment, run):
-            raise FileNotFoundError(
-                f"{name} is not trained in {self.out}; first: lcx train {self.file.path} "
-                f"--out {self.out} --only {name}"
-            )
-        run.check(experiment)
         params = restore_params(experiment, run, self.console)
         scores, seconds = evaluate(experiment, params, corpus, name, self.console)
         stages = [self.run(n).read_metrics() for n in with_ancestors([name], self.experiments)]

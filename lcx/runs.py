@@ -92,7 +92,7 @@ class Run:
         except Timeout:
             raise FolderTakenError(f"another process is at work in {self.folder}") from None
 
-    def read_metrics(self) -> list[dict[str, float]]:
+    def read_metrics(self) -> list[dict[str, int | float]]:
         """The rows of metrics.jsonl; a last line cut short by a kill is left out."""
         path = self.folder / "metrics.jsonl"
         rows = []

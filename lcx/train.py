@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lcx.checkpoint import Checkpoints
+from lcx.checkpoint import Checkpoints, CorruptCheckpointError
 from lcx.data import Corpus
 from lcx.experiment import Experiment
 from lcx.loss import loss_sums
@@ -72,7 +72,7 @@ def make_step(
             (nll, gradients), _ = jax.lax.scan(add, zero, parts)
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, updates)  # optax forgets which tree it is
-        metrics = {"loss": nll, "tokens": tokens, "grad_norm": optax.global_norm(gradients)}
+        metrics = {"loss": nll, "tokens": tokens, "grad_norm": optax.tree.norm(gradients)}
         return TrainState(params, moments, state.step + 1), metrics
 
     return step
@@ -110,6 +110,7 @@ def train(
         done = 0
         if restored := checkpoints.restore(state, batches):
             done, state = restored
+            checkpoints.set_aside(after=done)
             console.print(f"{run.name}: resuming at step {done} of {settings.steps}")
         step = jax.jit(
             make_step(experiment, optimizer),
@@ -197,7 +198,14 @@ class Log:
 
 
 def restore_params(experiment: Experiment, run: Run, console: Console | None = None) -> Params:
-    """The parameters of a run's newest readable checkpoint, on this experiment's mesh."""
+    """The parameters of a finished run, on this experiment's mesh.
+
+    Raises FileNotFoundError where the run is not finished, CorruptCheckpointError where its last
+    checkpoint cannot be read.
+    """
+    steps = experiment.train.steps
+    if not finished(experiment, run):
+        raise FileNotFoundError(f"{run.name} is not trained in {run.folder.parent} (lcx train)")
     mesh = make_mesh(experiment.mesh)
     abstract = jax.eval_shape(experiment.model.init, jax.random.key(0))
     like = jax.tree.map(
@@ -206,10 +214,12 @@ def restore_params(experiment: Experiment, run: Run, console: Console | None = N
         shardings(abstract, mesh),
     )
     with Checkpoints(run.checkpoints, _warn(console or Console())) as checkpoints:
-        found = checkpoints.restore({"params": like})
-    if found is None:
-        raise FileNotFoundError(f"{run.folder} has no checkpoint: train it first (lcx train)")
-    return found[1]["params"]
+        found = checkpoints.restore(TrainState(like, (), ()))
+    if found is None or found[0] != steps:
+        raise CorruptCheckpointError(
+            f"checkpoint {steps} in {run.checkpoints} cannot be read; lcx train makes it again"
+        )
+    return found[1].params
 
 
 def finished(experiment: Experiment, run: Run) -> bool:

@@ -11,7 +11,7 @@ are not visited, so a window W costs O(T W), and a cache costs what it holds, no
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,25 +111,29 @@ class _Tiling(NamedTuple):
     """How a call is cut: it changes speed and nothing else."""
 
     rows: int
-    """Batch rows taken together."""
+    """Batch rows taken together; a loop runs over the others."""
     queries: int
     keys: int
     unroll: bool
     """Write the tiles out one by one, where a compiled loop would run its steps in turn."""
 
     @classmethod
-    def of(cls, B: int, T: int, S: int, H: int) -> Self:
-        """An accelerator wants few large tiles. On a CPU, XLA gives a matmul of fewer than about
-        256 x 256 x 64 to one core: a long text wants tiles of 512, in a loop. A short one wants
-        small tiles, because those on the diagonal waste half their work; it has its cores busy
-        when the tiles are written out, and its scores in cache when few rows go together. With
-        several devices the rows may be sharded, and a loop over them would gather them.
+    def of(cls, B: int, T: int, S: int, H: int) -> "_Tiling":
+        """The tiling for this platform and shape.
+
+        An accelerator wants few large tiles. On a CPU, XLA gives a matmul of fewer than about
+        256 x 256 x 64 to one core, so a long text wants tiles of 512. A short one wants small
+        tiles, because those on the diagonal waste half their work; it keeps its cores busy when
+        they are written out, and its scores in cache when few rows go together. With several
+        devices the rows may be sharded, and a loop over them would gather them: none is made.
         """
         if jax.default_backend() != "cpu":
             return cls(B, _near(1024, T), _near(1024, S), unroll=False)
         short = max(T, S) <= 512
         queries, keys = (_near(128 if short else 512, n) for n in (T, S))
-        fits = max(1, 2**16 // (H * queries * keys)) if jax.device_count() == 1 else B
+        if jax.device_count() > 1:
+            return cls(B, queries, keys, unroll=False)
+        fits = max(1, 2**16 // (H * queries * keys))
         rows = max(n for n in range(1, B + 1) if B % n == 0 and n <= fits)
         return cls(rows, queries, keys, unroll=short)
 
@@ -216,7 +220,7 @@ def _forward(
         total = jnp.where(some, total, 1.0)
         o = jnp.where(some, 1 / total, 0.0)[..., None] * acc
         lse = jnp.where(some, top + jnp.log(total), -HIDDEN)
-        return tiles.put_queries(out[0], o, t), _put(out[1], tiles.split(lse), t, axis=2)
+        return tiles.put_queries(out[0], o, t), _put(out[1], lse.reshape(G, R, -1), t, axis=2)
 
     o = jnp.zeros_like(q, shape=(*q.shape[:3], V))
     lse = jnp.zeros_like(q, jnp.float32, shape=(G, R, q.shape[0]))
@@ -288,13 +292,11 @@ class _Tiles:
         x = _take(x, t, self.tiling.queries).transpose(1, 2, 0, 3)
         return x.reshape(self.G, -1, x.shape[-1])
 
-    def split(self, x: Float[Array, "G Q *X"]) -> Float[Array, "G R q *X"]:
-        return x.reshape(self.G, self.R, self.tiling.queries, *x.shape[2:])
-
     def put_queries(
         self, x: Float[Array, "T G R X"], tile: Float[Array, "G Q X"], t: Index
     ) -> Float[Array, "T G R X"]:
-        return _put(x, self.split(tile).transpose(2, 0, 1, 3).astype(x.dtype), t, axis=0)
+        tile = tile.reshape(self.G, self.R, -1, tile.shape[-1]).transpose(2, 0, 1, 3)
+        return _put(x, tile.astype(x.dtype), t, axis=0)
 
     def row(self, x: Float[Array, "G R T"], t: Index) -> Float[Array, "G 1 Q"]:
         return _take(x, t, self.tiling.queries, axis=2).reshape(self.G, 1, -1)

@@ -1,5 +1,6 @@
 """What the comparisons with torch share: weights and gradients carried over, and lcx's side."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from lcx.loss import loss_sums
 from lcx.model import LM
 from lcx.types import Params, State
 
+PIECES = (1, 7, 33, 1, 7, 33, 7, 7)
 NEEDED = "comparisons with transformers need: pip install -e '.[parity]'"
 
 
@@ -67,14 +69,16 @@ def _name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
-def relative_errors(actual: Params, expected: Params) -> dict[str, float]:
-    """Per leaf, the largest difference as a fraction of the largest expected entry."""
+def assert_leaves_close(actual: Params, expected: Params, within: float) -> None:
+    """Each leaf differs by at most `within` times its largest expected entry."""
 
     def error(a, b):
-        return float(jnp.abs(a - b).max() / jnp.abs(b).max())
+        a, b = np.asarray(a), np.asarray(b)
+        return np.abs(a - b).max() / np.abs(b).max()
 
     errors = jax.tree_util.tree_leaves_with_path(jax.tree.map(error, actual, expected))
-    return {_name(path): e for path, e in errors}
+    far = {_name(path): float(e) for path, e in errors if not e <= within}
+    assert not far, far
 
 
 def loss_and_gradients(model: LM, params: Params, tokens: np.ndarray) -> tuple[float, Params]:
@@ -91,14 +95,13 @@ def loss_and_gradients(model: LM, params: Params, tokens: np.ndarray) -> tuple[f
     return float(value), gradients
 
 
-def stream(call, params: Params, tokens: np.ndarray, pieces, state: State):
-    """Logits of the whole text read in pieces of these lengths, and the state after it.
-
-    call: the jitted model.
-    """
-    assert sum(pieces) == tokens.shape[1]
+def stream(
+    call: Callable, params: Params, tokens: np.ndarray, state: State
+) -> tuple[np.ndarray, State]:
+    """Logits of a text that the jitted model reads in PIECES, and the state after it."""
+    assert sum(PIECES) == tokens.shape[1]
     logits = []
-    for piece in np.split(tokens, np.cumsum(pieces)[:-1], axis=1):
+    for piece in np.split(tokens, np.cumsum(PIECES)[:-1], axis=1):
         out, state = call(params, piece, state=state)
         logits.append(np.asarray(out))
     return np.concatenate(logits, axis=1), state

@@ -1,25 +1,31 @@
 """Softmax attention with RoPE, RMSNorm and SwiGLU against transformers' Llama, in fp32."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import jax
 import numpy as np
 import pytest
-from against_torch import NEEDED, loss_and_gradients, randomise, relative_errors, stream, to_lcx
 
 from lcx.layers import RMSNorm, SwiGLU
 from lcx.mixers import SoftmaxAttention
 from lcx.model import LM, Block
 from lcx.positions import Linear, RoPE
 from lcx.positions.rope import base_inv_freq
+from tests.parity.against_torch import (
+    NEEDED,
+    assert_leaves_close,
+    loss_and_gradients,
+    randomise,
+    stream,
+    to_lcx,
+)
 
 torch = pytest.importorskip("torch", reason=NEEDED)
 transformers = pytest.importorskip("transformers", reason=NEEDED)
 
 BATCH, LENGTH = 2, 96
-PIECES = (1, 7, 33, 1, 7, 33, 7, 7)
-LOGITS = 1e-5  # measured: MEASURE, of logits of standard deviation 1
+LOGITS = 1e-5  # measured: 5.5e-6 whole, 6.3e-6 in pieces, of logits of standard deviation 1
 
 NAMES = {
     "embed.embedding": "model.embed_tokens.weight",
@@ -47,8 +53,7 @@ def lm(kv_heads: int, position: RoPE, *, tied: bool, places: int = 1, repeats: i
 MODELS = {
     "multi-head": lm(4, RoPE(), tied=True, repeats=3),
     "grouped": lm(2, RoPE(theta=5e5), tied=False, places=2),
-    "grouped, interpolated": lm(2, RoPE(theta=5e5, scaling=Linear(4.0)), tied=True),
-    "multi-query, interpolated": lm(1, RoPE(scaling=Linear(4.0)), tied=False),
+    "multi-query, interpolated": lm(1, RoPE(scaling=Linear(4.0)), tied=True),
 }
 
 
@@ -88,14 +93,18 @@ class Pair:
             self.logits = self.torch(torch.from_numpy(self.tokens).long()).logits.numpy()
 
 
-@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS.keys())
+@cache
+def pair_of(name: str) -> Pair:
+    return Pair(MODELS[name])
+
+
+@pytest.fixture(params=MODELS)
 def pair(request) -> Pair:
-    return Pair(request.param)
+    return pair_of(request.param)
 
 
 def test_logits(pair):
     logits, state = pair.call(pair.params, pair.tokens)
-    print("MEASURE logits", np.abs(logits - pair.logits).max(), logits.std())
     assert state is None
     np.testing.assert_allclose(logits, pair.logits, rtol=0, atol=LOGITS)
 
@@ -108,16 +117,14 @@ def test_loss_and_gradients(pair):
     gradients = {name: p.grad for name, p in pair.torch.named_parameters()}
 
     loss, actual = loss_and_gradients(pair.model, pair.params, pair.tokens)
-    assert loss == pytest.approx(expected.item(), abs=1e-6)  # measured:
-    errors = relative_errors(actual, to_lcx(pair.model, gradients, NAMES))
-    print("MEASURE loss", abs(loss - expected.item()), loss, "grad", max(errors.values()))
-    assert max(errors.values()) < 1e-5, errors  # measured:
+    assert loss == pytest.approx(expected.item(), abs=2e-6)  # measured: 5e-7, one ulp
+    # measured: 2.7e-6
+    assert_leaves_close(actual, to_lcx(pair.model, gradients, NAMES), within=1e-5)
 
 
 def test_streaming_in_pieces(pair):
     state = pair.model.init_state(BATCH, LENGTH)
-    logits, state = stream(pair.call, pair.params, pair.tokens, PIECES, state)
-    print("MEASURE stream", np.abs(logits - pair.logits).max())
+    logits, state = stream(pair.call, pair.params, pair.tokens, state)
     np.testing.assert_allclose(logits, pair.logits, rtol=0, atol=LOGITS)
     np.testing.assert_array_equal(state["position"], LENGTH)
 
@@ -126,7 +133,7 @@ def test_greedy_continuation(pair):
     prompt, new = 33, 8
     expected = pair.torch.generate(
         torch.from_numpy(pair.tokens[:, :prompt]).long(),
-        attention_mask=torch.ones(BATCH, prompt, dtype=torch.long),
+        attention_mask=torch.ones(BATCH, prompt, dtype=torch.long),  # token 0 is no padding
         max_new_tokens=new,
         do_sample=False,
         use_cache=True,
@@ -140,26 +147,23 @@ def test_greedy_continuation(pair):
     np.testing.assert_array_equal(np.concatenate(text, axis=1), expected.numpy())
 
 
-@pytest.mark.parametrize("change", ["theta", "factor", "eps", "order of layers"])
-def test_small_differences_would_be_seen(change):
-    """What the bounds are worth: each slip moves the logits by many times the bound."""
-    pair = Pair(lm(2, RoPE(scaling=Linear(4.0)), tied=True, places=2))
-    block, params = pair.model.pattern[0], pair.params
-    match change:
-        case "theta":
-            position = RoPE(theta=10_100.0, scaling=Linear(4.0))
-            block = replace(block, mixer=replace(block.mixer, position=position))
-        case "factor":
-            position = RoPE(scaling=Linear(4.01))
-            block = replace(block, mixer=replace(block.mixer, position=position))
-        case "eps":
-            block = replace(block, norm=RMSNorm(eps=1e-6))
-        case "order of layers":
-            params.blocks = params.blocks[::-1]
-    model = replace(pair.model, pattern=(block,) * 2)
+def altered(model: LM, **fields) -> LM:
+    return replace(model, pattern=tuple(replace(block, **fields) for block in model.pattern))
+
+
+@pytest.mark.parametrize("change", ["theta", "factor", "eps"])
+def test_a_small_slip_would_be_seen(change):
+    """What the bound is worth: these move the logits by 0.01, 0.08 and 0.04."""
+    pair = pair_of("multi-query, interpolated")
+    mixer = pair.model.pattern[0].mixer
+    model = {
+        "theta": altered(pair.model, mixer=replace(mixer, position=RoPE(1.01e4, Linear(4.0)))),
+        "factor": altered(pair.model, mixer=replace(mixer, position=RoPE(1e4, Linear(4.01)))),
+        "eps": altered(pair.model, norm=RMSNorm(eps=0.9e-3)),
+    }[change]
+    params = to_lcx(model, dict(pair.torch.named_parameters()), NAMES)
     logits, _ = jax.jit(partial(model))(params, pair.tokens)
-    print("MEASURE change", change, np.abs(logits - pair.logits).max())
-    assert np.abs(logits - pair.logits).max() > 30 * LOGITS
+    assert np.abs(logits - pair.logits).max() > 100 * LOGITS
 
 
 @pytest.mark.parametrize("scaling", [None, Linear(4.0), Linear(1.5)])
@@ -169,6 +173,5 @@ def test_frequencies(theta, scaling):
     rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
     width = config.head_dim
     actual = scaling.inv_freq(theta, width) if scaling else base_inv_freq(theta, width)
-    print("MEASURE freq", np.abs(actual / rotary.inv_freq.numpy() - 1).max())
     assert rotary.attention_scaling == 1
-    np.testing.assert_allclose(actual, rotary.inv_freq.numpy(), rtol=2e-7)  # theirs is fp32
+    np.testing.assert_allclose(actual, rotary.inv_freq.numpy(), rtol=2e-7)  # fp32: 1e-7

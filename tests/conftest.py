@@ -1,0 +1,33 @@
+"""Fixtures that several rooms share. Eight host devices stand in for a mesh."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import random
+from pathlib import Path
+
+import pytest
+
+WORDS = "the a of to and in is it you that he was for on are with as his they at be this".split()
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory) -> Path:
+    """Forty small documents of words, 300 to 3,000 bytes each; bytes that no UTF-8 text has."""
+    folder = tmp_path_factory.mktemp("texts")
+    chance = random.Random(0)
+    for number in range(40):
+        words = chance.choices(WORDS, k=chance.randrange(80, 800))
+        (folder / f"{number:02}.txt").write_bytes(" ".join(words).encode() + b"\xff\xfe\n")
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory):
+    """No test reads or leaves anything in the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LCX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

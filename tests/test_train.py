@@ -1,0 +1,190 @@
+"""Training: exact resume, accumulation, meshes, non-finite losses, damaged checkpoints."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from lcx.checkpoint import CorruptCheckpointError
+from lcx.experiment import Train
+from lcx.mesh import Mesh
+from lcx.optim import AdamW
+from lcx.runs import Run
+from lcx.train import (
+    NonFiniteLossError,
+    TrainState,
+    finished,
+    make_step,
+    restore_params,
+    train,
+)
+from tests.tiny import tiny
+
+
+def trained(experiment, folder: Path, corpus=None, start=None) -> Run:
+    run = Run(folder)
+    run.claim(experiment)
+    train(experiment, run, corpus or experiment.data.load(), start, Console(quiet=True))
+    return run
+
+
+@pytest.fixture(scope="module")
+def experiment(texts):
+    return tiny(f"{texts}/*.txt")
+
+
+@pytest.fixture(scope="module")
+def run(experiment, tmp_path_factory) -> Run:
+    """One run to the end, never interrupted."""
+    return trained(experiment, tmp_path_factory.mktemp("whole") / "softmax")
+
+
+def same_bits(a, b) -> bool:
+    return all(
+        np.array_equal(np.asarray(x).view(np.uint8), np.asarray(y).view(np.uint8))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def test_metrics_have_a_line_a_step_and_the_loss_falls(run, experiment):
+    rows = run.read_metrics()
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert rows[0]["loss"] == pytest.approx(np.log(257), abs=0.1)
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.2
+    tokens = np.diff([0, *(row["tokens"] for row in rows)])
+    assert ((tokens > 0) & (tokens <= 4 * 48)).all()
+    assert rows[0]["learning_rate"] == pytest.approx(experiment.train.optimizer.peak / 2)
+    assert finished(experiment, run)
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_bits(run, experiment, texts, tmp_path):
+    folder = tmp_path / "out"
+    command = [sys.executable, "-c", "from lcx.cli import main; main()", "train"]
+    command += [str(Path(__file__).parent / "tiny.py"), "--out", str(folder), "--only", "softmax"]
+    environment = os.environ | {"TINY_TEXTS": f"{texts}/*.txt", "PYTHONPATH": os.getcwd()}
+    killed = Run(folder / "softmax")
+    for lines in (3, 6, 9):  # before the first checkpoint of step 4, and between the others
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        while len(killed.read_metrics()) < lines:
+            assert process.poll() is None, "it ended before it was killed"
+            time.sleep(0.001)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not finished(experiment, killed)
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert same_bits(restore_params(experiment, killed), restore_params(experiment, run))
+    losses = [[row["loss"] for row in r.read_metrics()] for r in (killed, run)]
+    assert losses[0] == losses[1]
+    starts = json.loads((killed.folder / "environment.json").read_text())
+    assert len(starts) == 4
+
+
+def batch_of(experiment) -> dict:
+    settings = experiment.train
+    stream = iter(experiment.data.load().batches(settings.length, settings.batch, 0))
+    return jax.tree.map(jnp.asarray, next(stream))
+
+
+def one_step(experiment):
+    optimizer = experiment.train.optimizer.transform(10)
+    params = jax.jit(experiment.model.init)(jax.random.key(0))
+    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    return jax.jit(make_step(experiment, optimizer))(state, batch_of(experiment))
+
+
+def test_accumulation_changes_nothing_but_rounding(experiment):
+    whole, metrics = one_step(experiment)
+    parts, metrics_of_parts = one_step(
+        replace(experiment, train=replace(experiment.train, accumulate=4))
+    )
+    for name in metrics:
+        np.testing.assert_allclose(metrics_of_parts[name], metrics[name], rtol=1e-5)
+    # Adam divides by the gradient's size, so rounding shows where a gradient is nearly zero
+    for a, b in zip(jax.tree.leaves(parts.params), jax.tree.leaves(whole.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_z_loss_pulls_the_normaliser_and_is_not_reported(experiment):
+    settings = replace(experiment.train, z_loss=0.1)
+    _, plain = one_step(experiment)
+    _, pulled = one_step(replace(experiment, train=settings))
+    assert pulled["loss"] == plain["loss"]
+    assert abs(pulled["grad_norm"] - plain["grad_norm"]) > 0.01
+
+
+@pytest.mark.parametrize("mesh", [Mesh(data=4), Mesh(data=2, fsdp=2, model=2)], ids=str)
+def test_losses_on_a_mesh_are_those_on_one_device(experiment, run, mesh, tmp_path):
+    there = trained(replace(experiment, mesh=mesh), tmp_path / "meshed")
+    for here, alone in zip(there.read_metrics(), run.read_metrics(), strict=True):
+        assert here["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+        assert here["tokens"] == alone["tokens"]
+
+
+def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(experiment, tmp_path):
+    wild = AdamW(peak=1e30, warmup=0, schedule="constant")
+    settings = Train(length=48, batch=4, steps=9, checkpoint_every=1, optimizer=wild)
+    with pytest.raises(NonFiniteLossError, match="at step 2"):
+        trained(replace(experiment, train=settings), tmp_path / "wild")
+    assert (tmp_path / "wild" / "checkpoints" / "1").is_dir()
+    assert len(Run(tmp_path / "wild").read_metrics()) == 1
+
+
+def damage(run: Run, step: int) -> None:
+    for path in (run.checkpoints / str(step)).rglob("*"):
+        if path.is_file() and path.stat().st_size > 0:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_damaged_checkpoint_falls_back_and_says_so(experiment, run, tmp_path, capsys):
+    short = replace(experiment, train=replace(experiment.train, steps=8))
+    broken = trained(short, tmp_path / "broken")
+    expected = restore_params(short, broken)
+    damage(broken, 8)
+    with pytest.raises(CorruptCheckpointError, match="checkpoint 8"):
+        restore_params(short, broken)
+    train(short, broken, short.data.load(), None, Console(width=500))
+    said = capsys.readouterr().out
+    assert "checkpoint 8" in said
+    assert "cannot be read" in said
+    assert "resuming at step 4 of 8" in said
+    assert same_bits(restore_params(short, broken), expected)
+    assert len(list((broken.folder / "unreadable").iterdir())) == 1
+    damage(broken, 4)
+    damage(broken, 8)
+    with pytest.raises(CorruptCheckpointError, match="none of the checkpoints"):
+        train(short, broken, short.data.load(), None, Console(quiet=True))
+
+
+def test_schedules_rise_stay_and_fall():
+    cosine = AdamW(peak=1.0, warmup=10, final=0.1).learning_rate(100)
+    assert cosine(9) == pytest.approx(1.0, abs=0.1)
+    assert cosine(100) == pytest.approx(0.1, abs=0.01)
+    wsd = AdamW(peak=1.0, warmup=10, final=0.0, schedule="wsd").learning_rate(110)
+    assert wsd(50) == wsd(85) == 1.0
+    assert wsd(100) == pytest.approx(0.5)
+    assert wsd(110) == pytest.approx(0.0)
+
+
+def test_only_matrices_decay(experiment):
+    from lcx.optim import matrices
+
+    chosen = matrices(jax.eval_shape(experiment.model.init, jax.random.key(0)))
+    names = {
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, decays in jax.tree_util.tree_leaves_with_path(chosen)
+        if decays
+    }
+    assert "embed.embedding.value" in names
+    assert "blocks.0.mixer.q.kernel.value" in names
+    assert not any("norm" in name for name in names)
