@@ -83,7 +83,7 @@ class Checkpoints:
         return None
 
     def set_aside(self, after: int) -> None:
-        """Move the checkpoints after a step out of the way, into `unreadable/` beside the folder."""
+        """Move the checkpoints after a step away, into `unreadable/` beside the folder."""
         for step in self.steps:
             if step > after:
                 away = self.folder.parent / "unreadable" / f"{step}-{time.time_ns()}"

@@ -19,6 +19,7 @@ from lcx.evaluate import describe_data, evaluate
 from lcx.experiment import (
     ExperimentFile,
     Experiments,
+    check_links,
     known,
     load,
     types,
@@ -136,6 +137,7 @@ def open_session(
                 experiments[name] = spec.override(experiments[name], assignment, types())
             except ValueError as error:
                 raise ValueError(f"--set {assignment} ({name}): {error}") from error
+    check_links(experiments)
     out = out or Path("runs") / file.stem
     session = Session(loaded, experiments, chosen, out, {}, console)
     for name in session.order:

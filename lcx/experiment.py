@@ -119,11 +119,11 @@ def load(path: Path) -> ExperimentFile:
         if not isinstance(name, str) or not name or set(name) & set("/\\. "):
             raise ValueError(f"{path}: {name!r} cannot name a folder; leave out '/', '.' and ' '")
         spec.check(experiment, name)
-    _check_links(made)
     return ExperimentFile(path, (module.__doc__ or "").strip(), made)
 
 
-def _check_links(experiments: Experiments) -> None:
+def check_links(experiments: Experiments) -> None:
+    """Raise ValueError where an `init_from` names no variant, or they go in a circle."""
     for name, experiment in experiments.items():
         seen, at = [name], experiment.init_from
         while at is not None:

@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
-Ids = Int[np.ndarray, " n"]
+Ids = Int[np.ndarray, "_"]
 
 
 class Score(NamedTuple):

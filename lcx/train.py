@@ -214,12 +214,12 @@ def restore_params(experiment: Experiment, run: Run, console: Console | None = N
         shardings(abstract, mesh),
     )
     with Checkpoints(run.checkpoints, _warn(console or Console())) as checkpoints:
-        found = checkpoints.restore(TrainState(like, (), ()))
+        found = checkpoints.restore({"params": like})
     if found is None or found[0] != steps:
         raise CorruptCheckpointError(
             f"checkpoint {steps} in {run.checkpoints} cannot be read; lcx train makes it again"
         )
-    return found[1].params
+    return found[1]["params"]
 
 
 def finished(experiment: Experiment, run: Run) -> bool:

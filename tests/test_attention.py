@@ -13,15 +13,14 @@ NAMES = ("o", "dq", "dk", "dv")
 
 # Two shapes of loop: tiles written out, batch rows in turn; and compiled loops over whole batches.
 UNROLLED, LOOPED = _Tiling(1, 16, 16, unroll=True), _Tiling(2, 16, 24, unroll=False)
-both_tilings = pytest.mark.parametrize("tiling", [UNROLLED, LOOPED], ids=["unrolled", "looped"])
 
 
 def inputs(B=2, T=40, S=None, H=4, G=2, K=8, V=None, dtype=jnp.float32):
     """q, k, v and the gradient of the output."""
     S, V = S or T, V or K
     shapes = (B, T, H, K), (B, S, G, K), (B, S, G, V), (B, T, H, V)
-    keys = jax.random.split(jax.random.key(0), 4)
-    return tuple(jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True))
+    rng = np.random.default_rng(0)
+    return tuple(jnp.asarray(rng.standard_normal(s).astype(dtype)) for s in shapes)
 
 
 def output_and_gradients(form, q, k, v, do, **options):
@@ -45,7 +44,7 @@ def tiled(tiling, q, k, v, *, offset=0, window=None, segments=None):
 
 
 def check(arrays, tiling=None, bound=1e-5, offsets=None, segments=None, **options):
-    """The two forms agree; measured: to 1.3e-6. `offsets` are given at run time, in turn."""
+    """The two forms agree; measured: to 1e-6. `offsets` are given at run time, in turn."""
     blockwise = attention if tiling is None else partial(tiled, tiling)
     reference = partial(attention, implementation="reference")
 
@@ -54,7 +53,7 @@ def check(arrays, tiling=None, bound=1e-5, offsets=None, segments=None, **option
         given = options | {"segments": segments} | traced
         return [output_and_gradients(form, *arrays, **given) for form in (blockwise, reference)]
 
-    for traced in [{}] if offsets is None else [{"offset": jnp.int32(n)} for n in offsets]:
+    for traced in [{}] if offsets is None else [{"offset": np.int32(n)} for n in offsets]:
         errors = worst(*both(arrays, segments, traced))
         assert max(errors.values()) < bound, (traced, errors)
 
@@ -62,9 +61,9 @@ def check(arrays, tiling=None, bound=1e-5, offsets=None, segments=None, **option
 def worst(got, expected):
     """Largest error of each array, relative to its largest entry (or to 1: softmax over one key
     has gradients of 0)."""
-    assert all(jnp.isfinite(x).all() for x in got.values())
-    errors = {n: jnp.abs(got[n].astype(jnp.float32) - expected[n]).max() for n in NAMES}
-    return {n: float(e / jnp.maximum(jnp.abs(expected[n]).max(), 1)) for n, e in errors.items()}
+    got, expected = ({n: np.asarray(x, np.float32) for n, x in d.items()} for d in (got, expected))
+    assert all(np.isfinite(x).all() for x in got.values())
+    return {n: abs(got[n] - x).max() / max(abs(x).max(), 1) for n, x in expected.items()}
 
 
 def test_reference_is_softmax_attention_written_out():
@@ -79,100 +78,107 @@ def test_reference_is_softmax_attention_written_out():
             np.testing.assert_allclose(got[0, t, h], wanted, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("T", [1, 3, 15, 16, 17, 33])
-@both_tilings
-def test_lengths_around_the_tile(T, tiling):
-    check(inputs(T=T), tiling)
-
-
-@pytest.mark.parametrize(("G", "V"), [(1, 8), (1, 12), (2, 4), (4, 8), (4, 12)])
-def test_shared_kv_heads_and_value_widths(G, V):
-    check(inputs(G=G, V=V), LOOPED)
-
-
-@pytest.mark.parametrize("window", [1, 7, 16, 100])
-@both_tilings
-def test_windows(window, tiling):
-    check(inputs(T=41, G=1), tiling, window=window)
+@pytest.mark.parametrize(
+    ("tiling", "shape", "options"),
+    [
+        # Lengths around the tile of 16 queries, and of 16 or 24 keys.
+        (UNROLLED, {"T": 1}, {}),
+        (UNROLLED, {"T": 16}, {}),
+        (UNROLLED, {"T": 33}, {}),
+        (LOOPED, {"T": 3}, {}),
+        (LOOPED, {"T": 15}, {}),
+        (LOOPED, {"T": 17}, {}),
+        (LOOPED, {"T": 49}, {}),
+        # Multi-head, multi-query; values wider and narrower than keys.
+        (LOOPED, {"G": 4, "V": 12}, {}),
+        (LOOPED, {"G": 1, "V": 4}, {}),
+        # Windows.
+        (UNROLLED, {"T": 33, "G": 1}, {"window": 1}),
+        (UNROLLED, {"T": 33, "G": 1}, {"window": 100}),
+        (LOOPED, {"T": 65, "G": 1}, {"window": 7}),
+        (LOOPED, {"T": 65, "G": 1}, {"window": 24}),
+        # Some of a longer text's queries. At -5 the first come before every key.
+        (UNROLLED, {"T": 21, "S": 60}, {"offset": 39}),
+        (UNROLLED, {"T": 21, "S": 60}, {"offset": 37, "window": 7}),
+        (LOOPED, {"T": 21, "S": 60}, {"offset": -5, "window": 16}),
+    ],
+)
+def test_blockwise_equals_reference(tiling, shape, options):
+    check(inputs(**shape), tiling, **options)
 
 
 @pytest.mark.parametrize(
-    ("offset", "window"), [(13, None), (39, None), (37, 7), (39, 16), (-5, None)]
+    ("tiling", "window"), [(UNROLLED, None), (LOOPED, None), (LOOPED, 7), (LOOPED, 24)]
 )
-def test_offsets_into_a_longer_cache(offset, window):
-    """Offset -5: the first queries come before every key, see none, and give 0."""
-    check(inputs(T=21, S=60, K=4), UNROLLED, offset=offset, window=window)
-
-
-@pytest.mark.parametrize("window", [None, 7, 24])
-@both_tilings
-def test_offsets_known_at_run_time(window, tiling):
+def test_offsets_known_at_run_time(tiling, window):
     check(inputs(T=21, S=60), tiling, window=window, offsets=[-30, -5, 0, 13, 27, 39, 60])
 
 
-@pytest.mark.parametrize("window", [None, 9])
-@both_tilings
-def test_packed_segments(window, tiling):
-    theirs = jnp.repeat(jnp.array([[1, 2, 3], [7, 8, 0]]), 16, axis=1).at[:, :3].set(9)
-    theirs = theirs.at[0, 37:40].set(5)
-    arrays, segments = inputs(T=21, S=48), (theirs[:, 20:41], theirs)
-    check(arrays, tiling, segments=segments, window=window, offset=20)
-    check(arrays, tiling, segments=segments, window=window, offsets=[0, 20, 27])
+@pytest.mark.parametrize(("tiling", "window"), [(UNROLLED, None), (LOOPED, None), (LOOPED, 9)])
+def test_packed_segments(tiling, window):
+    theirs = np.repeat(np.array([[1, 2, 3], [7, 8, 0]], np.int32), 16, axis=1)
+    theirs[:, :3], theirs[0, 37:40] = 9, 5
+    segments = theirs[:, 20:41], theirs
+    check(inputs(T=21, S=48), tiling, segments=segments, window=window, offsets=[0, 20, 27])
 
 
 @pytest.mark.parametrize("form", ["reference", "blockwise"])
 def test_a_query_without_keys_gives_zero_and_takes_no_gradient(form):
-    segments = jnp.ones((2, 6), jnp.int32).at[:, 4].set(2), jnp.ones((2, 40), jnp.int32)
+    segments = np.ones((2, 6), np.int32), np.ones((2, 40), np.int32)
+    segments[0][:, 4] = 2
     call = partial(attention, offset=-3, implementation=form)
     got = jax.jit(partial(output_and_gradients, call))(*inputs(T=6, S=40), segments=segments)
-    blind, seeing = jnp.array([0, 1, 2, 4]), jnp.array([3, 5])
+    got = {n: np.asarray(x) for n, x in got.items()}
+    blind, seeing = [0, 1, 2, 4], [3, 5]
     assert (got["o"][:, blind] == 0).all()
     assert (got["dq"][:, blind] == 0).all()
-    assert (jnp.abs(got["o"][:, seeing]) > 0).all()
-    assert all(jnp.isfinite(x).all() for x in got.values())
+    assert (got["o"][:, seeing] != 0).all()
+    assert all(np.isfinite(x).all() for x in got.values())
 
 
-@pytest.mark.parametrize(("T", "S", "offset"), [(1, 600, 599), (1, 600, 3), (520, 700, 100)])
+@pytest.mark.parametrize(("T", "S", "offset"), [(1, 600, 599), (520, 700, 100)])
 def test_the_tiling_chosen_by_itself(T, S, offset):
     check(inputs(B=1, T=T, S=S, H=2, G=1), offsets=[offset])
 
 
 def test_scores_past_the_range_of_exp():
     q, k, v, do = inputs()
-    check((10 * q, 10 * k, v, do), LOOPED, bound=1e-3)  # LARGE; exp overflows from 89
+    check((10 * q, 10 * k, v, do), LOOPED, bound=1e-4)  # measured 2e-5; exp overflows from 89
 
 
 def test_bf16_stays_near_fp32():
     rounded = inputs(T=150, K=16, dtype=jnp.bfloat16)
-    exact = [x.astype(jnp.float32) for x in rounded]
+    exact = [x.astype(np.float32) for x in rounded]
     run = jax.jit(partial(output_and_gradients, attention))
     got, wanted = run(*rounded), run(*exact)
     assert all(x.dtype == jnp.bfloat16 for x in got.values())
-    assert max(worst(got, wanted).values()) < 1e-2  # measured BF16; bf16 rounds to 4e-3
+    assert max(worst(got, wanted).values()) < 1e-2  # measured 4e-3, bf16's rounding
 
 
 def test_no_output_depends_on_what_it_may_not_see():
     q, k, v, _ = inputs(T=200, H=2, G=1)
     call = jax.jit(partial(attention, window=40))
-    whole, time = call(q, k, v), jnp.arange(200)[:, None, None]
+    whole, time = np.asarray(call(q, k, v)), np.arange(200)[:, None, None]
+    k, v = np.asarray(k), np.asarray(v)
     for cut in (70, 128):
-        changed = call(q, jnp.where(time >= cut, 9.0, k), jnp.where(time >= cut, -9.0, v))
+        later = np.float32(9) * (time >= cut)
+        changed = np.asarray(call(q, k + later, v - later))
         np.testing.assert_array_equal(changed[:, :cut], whole[:, :cut])
         assert (changed[:, cut:] != whole[:, cut:]).any(axis=(0, 2, 3)).all()
-    changed = call(q, k, jnp.where(time == 0, 1e3, v))
+    changed = np.asarray(call(q, k, v + np.float32(1e3) * (time == 0)))
     np.testing.assert_array_equal(changed[:, 40:], whole[:, 40:])
     assert (changed[:, :40] != whole[:, :40]).any(axis=(0, 2, 3)).all()
 
 
 def test_tiles_out_of_sight_are_never_read():
     """A NaN spreads through any product: where none comes out, none was read."""
-    q, k, v, do = inputs(B=1, T=1100, S=2200, H=1, G=1)
-    time = jnp.arange(2200)[:, None, None]
-    holes = (time < 500) | (time >= 1650)
-    k, v = jnp.where(holes, jnp.nan, k), jnp.where(holes, jnp.nan, v)
+    q, k, v, do = inputs(B=1, T=600, S=2200, H=1, G=1)
+    k, v, time = np.array(k), np.array(v), np.arange(2200)
+    holes = (time < 850) | (time >= 1900)
+    k[:, holes] = v[:, holes] = np.nan
     run = jax.jit(partial(output_and_gradients, partial(attention, window=5)))
-    got = run(q[:, :600], k, v, do[:, :600], offset=jnp.int32(1024))
-    assert all(jnp.isfinite(x).all() for x in got.values())
+    got = run(q, k, v, do, offset=np.int32(1024))
+    assert all(np.isfinite(x).all() for x in got.values())
 
 
 def test_composes_with_the_transforms():
@@ -189,7 +195,7 @@ def test_composes_with_the_transforms():
         scanned = jax.lax.scan(lambda _, offset: (None, one(q, offset)), None, offsets)[1]
         return jax.vmap(one, in_axes=(None, 0))(q, offsets), scanned
 
-    offsets = jnp.array([0, 13, 30])
+    offsets = np.array([0, 13, 30])
     got, wanted = gradients("blockwise", q, offsets), gradients("reference", q, offsets)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -201,8 +207,8 @@ def test_integer_arguments_have_the_gradient_of_integers():
     def loss(q, offset, segments):
         return attention(q, k, v, offset=offset, segments=(segments, segments)).sum()
 
-    gradient = jax.grad(loss, argnums=(0, 1, 2), allow_int=True)
-    grads = gradient(q, jnp.int32(0), jnp.ones((2, 4), jnp.int32))
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2), allow_int=True))
+    grads = gradient(q, jnp.int32(0), np.ones((2, 4), np.int32))
     assert [g.dtype for g in grads] == [jnp.float32, jax.dtypes.float0, jax.dtypes.float0]
     assert [g.shape for g in grads[1:]] == [(), (2, 4)]
 

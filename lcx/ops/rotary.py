@@ -12,7 +12,9 @@ from jaxtyping import Array, Float, Int
 def angles(
     positions: Int[Array, "B T"], inv_freq: Float[np.ndarray, " P"]
 ) -> Float[Array, "B T P"]:
-    """Angles positions * inv_freq in radians, reduced to [-pi, pi]; `inv_freq` is float64.
+    """Angles positions * inv_freq in radians; `inv_freq` is float64.
+
+    Reduced to [-pi, pi], and at most 2 pi * position / 2^32 beyond.
 
     The product in fp32 would be off by 4e-3 radians at position 65,536 and 6e-2 at a million. So
     the phase is counted in turns, as a fixed-point number of 32 bits whose integer product with

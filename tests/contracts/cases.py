@@ -82,7 +82,7 @@ def documents(rows: int, length: int) -> tuple[jax.Array, jax.Array]:
 
 
 def in_pieces(half: Half, params: Params, x, ctx: Context, dims: Dims, cuts):
-    """The outputs of consecutive calls on x[:, :cuts[0]], x[:, cuts[0]:cuts[1]], ..., x[:, ...:]."""
+    """The outputs of consecutive calls on x[:, :cuts[0]], x[:, cuts[0]:cuts[1]], and so on."""
     state = half.init_state(dims, x.shape[0], x.shape[1])
     outputs, begin = [], 0
     for end in (*cuts, x.shape[1]):

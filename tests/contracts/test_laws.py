@@ -28,6 +28,7 @@ every_half = pytest.mark.parametrize("half", HALVES, ids=name)
 every_mixer = pytest.mark.parametrize("half", MIXER_CASES, ids=name)
 packed_or_not = pytest.mark.parametrize("packed", [True, False], ids=["packed", "one document"])
 
+
 def close(half) -> float:
     """Relative to the largest value of an array.
 

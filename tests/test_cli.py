@@ -1,0 +1,147 @@
+"""The command as a user meets it: one whole comparison, and every early error."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from lcx import cli
+
+TINY = str(Path(__file__).parent / "tiny.py")
+
+
+@pytest.fixture(autouse=True)
+def source(texts, monkeypatch):
+    monkeypatch.setenv("TINY_TEXTS", f"{texts}/*.txt")
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def lcx(*arguments: str) -> int:
+    """Exit code of `lcx ...`, run here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lcx", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def compared(texts, tmp_path_factory) -> Path:
+    """`lcx compare` of three variants that share one training."""
+    out = tmp_path_factory.mktemp("out") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINY_TEXTS", f"{texts}/*.txt")
+        assert lcx("compare", TINY, "--out", out, "--only", "softmax,stretched,zero_shot") == 0
+    return out
+
+
+def test_compare_writes_the_report_in_its_format(compared):
+    report = json.loads((compared / "report" / "report.json").read_text())
+    assert report["protocol"]["type"] == "SameTargets"
+    assert list(report["variants"]) == ["softmax", "stretched", "zero_shot"]
+    for variant in report["variants"].values():
+        assert {"params", "train_len", "train_tokens", "train_seconds", "contexts"} <= set(variant)
+        assert [point["context"] for point in variant["contexts"]] == [16, 64, 200]
+        for point in variant["contexts"]:
+            low, high = point["ci95"]
+            assert low <= point["ppl"] <= high
+            assert point["tokens"] % 8 == 0
+    softmax, stretched, zero_shot = report["variants"].values()
+    assert stretched["train_tokens"] > softmax["train_tokens"] == zero_shot["train_tokens"]
+    assert (stretched["train_len"], zero_shot["train_len"]) == (192, 48)
+    page = (compared / "report" / "report.html").read_text()
+    assert "zero_shot" in page
+    assert (compared / "report" / "ppl_vs_context.png").stat().st_size > 10_000
+
+
+def test_a_stage_starts_from_its_parent(compared):
+    first = json.loads((compared / "stretched" / "metrics.jsonl").read_text().splitlines()[0])
+    last = json.loads((compared / "softmax" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert first["loss"] < last["loss"] + 0.3  # and not ln 257 = 5.55
+    assert first["loss"] < 5.4
+
+
+def test_finished_variants_are_reused_and_say_so(compared, capsys):
+    before = {p: p.stat().st_mtime_ns for p in compared.rglob("*.json") if "report" not in p.parts}
+    assert lcx("compare", TINY, "--out", compared, "--only", "softmax,zero_shot") == 0
+    said = capsys.readouterr().out
+    assert "softmax: trained already" in said
+    assert "zero_shot: evaluated already" in said
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_another_protocol_evaluates_again_without_training(compared, capsys):
+    change = "evaluation=Sliding(contexts=(16, 64), stride=16, documents=2)"
+    only = ("--only", "softmax", "--set", change)
+    assert lcx("evaluate", TINY, "--out", compared, *only) == 0
+    assert len(list((compared / "softmax" / "eval").glob("Sliding-*.json"))) == 1
+    assert len(list((compared / "softmax" / "eval").glob("SameTargets-*.json"))) == 1
+
+
+def test_a_folder_of_another_experiment_is_refused_untouched(compared, capsys):
+    before = {p: p.stat().st_mtime_ns for p in compared.rglob("*")}
+    assert lcx("train", TINY, "--out", compared, "--set", "train.steps=13") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds another experiment; nothing was overwritten" in said
+    assert "train.steps" in said
+    assert before == {p: p.stat().st_mtime_ns for p in compared.rglob("*")}
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    (tmp_path / "softmax").mkdir()
+    (tmp_path / "softmax" / "thesis.tex").write_text("mine")
+    assert lcx("train", TINY, "--out", tmp_path, "--only", "softmax") == 2
+    assert "is not a run of lcx" in " ".join(capsys.readouterr().err.split())
+
+
+def test_evaluating_what_is_not_trained_says_so(tmp_path, capsys):
+    assert lcx("evaluate", TINY, "--out", tmp_path, "--only", "softmax") == 2
+    assert "is not trained" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "sofmax"], "no variant 'sofmax'; did you mean 'softmax'?"),
+        (["--set", "model.pattern.0.mixer.head=4"], "did you mean 'heads'?"),
+        (["--set", "model.pattern.0.mixer.heads=3"], "3 heads do not divide the model width 16"),
+        (["--set", "model.pattern.0.mixer=LinearAtention()"], "LinearAttention"),
+        (["--set", "model.pattern.7.mixer=RetNet()"], "7"),
+        (["--set", "train.steps=many"], "train.steps: expected int"),
+        (["--set", "train.steps"], "="),
+        (["--set", "train.batch=0"], "batch must be at least 1"),
+        (["--set", "train.accumulate=3"], "cannot be cut into 3 parts"),
+        (["--set", "evaluation.contexts=(64, 100000)"], "no document of split 'test' has 100008"),
+        (["--set", "data.source=TextFiles('nowhere/*.txt')"], "nowhere/*.txt"),
+        (["--set", "data.tokenizer=BPE(300)"], "model.vocab: is 257, the tokenizer has"),
+        (["--set", "mesh.data=3"], "do not divide over"),
+        (["--set", "mesh.model=64"], "takes 64 devices"),
+        (["--set", "init_from='nobody'"], "no variant 'nobody'"),
+        (["--set", "init_from='softmax'"], "circle"),
+        (["--only", "softmax", "--set", "train.steps=0"], "there is no init_from"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_refused_before_training(arguments, message, tmp_path, capsys):
+    only = [] if "--only" in arguments else ["--only", "softmax"]
+    assert lcx("compare", TINY, "--out", tmp_path / "out", *only, *arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_names_the_nearest(capsys):
+    assert lcx("train", TINY.replace("tiny", "tinny")) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_list_names_everything(capsys, tmp_path):
+    shutil.copy(TINY, tmp_path / "tiny.py")
+    assert lcx("list", tmp_path) == 0
+    said = capsys.readouterr().out
+    for name in ("SoftmaxAttention", "RWKV4", "RoPE", "Linear", "PythonCorpus", "SameTargets"):
+        assert name in said
+    assert "The smallest experiment that is whole" in said

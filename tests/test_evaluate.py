@@ -1,0 +1,137 @@
+"""Evaluation: each protocol's windows by its definition, and streaming equal to one whole pass."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from lcx import evaluate as evaluation
+from lcx.model import LM, Block
+from lcx.mixers import RWKV4, SoftmaxAttention
+from lcx.protocols import PROTOCOLS, ByPosition, SameTargets, Sliding
+from tests.tiny import tiny
+
+BOS = 256
+DOCUMENT = np.arange(1000, dtype=np.int32)  # token i stands at place i
+
+
+def scored(protocol) -> dict[int, list[tuple[int, int]]]:
+    """{context: [(token, how many tokens of text the model saw before it)]}, in order."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for window in protocol.windows(DOCUMENT, BOS):
+        assert window.tokens[0] == BOS
+        np.testing.assert_array_equal(np.diff(window.tokens[1:]), 1)  # one piece of the text
+        for score in window.scores:
+            pairs = [(int(window.tokens[i]), i - 1) for i in range(score.first, score.last)]
+            found.setdefault(score.context, []).extend(pairs)
+    return found
+
+
+def test_same_targets_varies_only_the_context():
+    found = scored(SameTargets(contexts=(1, 64, 500), targets=8))
+    for c, pairs in found.items():
+        assert pairs == [(992 + i, c + i) for i in range(8)]
+
+
+def test_sliding_scores_each_token_once_after_almost_c_tokens():
+    found = scored(Sliding(contexts=(64, 256), stride=48, span=900))
+    for c, pairs in found.items():
+        assert [token for token, _ in pairs] == list(range(900))
+        for token, seen in pairs:
+            assert min(token, c - 48) <= seen < c
+
+
+def test_by_position_averages_the_stretch_before_each_context():
+    found = scored(ByPosition(contexts=(10, 100, 1000)))
+    assert found[10] == [(i, i) for i in range(10)]
+    assert found[100] == [(i, i) for i in range(10, 100)]
+    assert found[1000] == [(i, i) for i in range(100, 1000)]
+
+
+@pytest.mark.parametrize(
+    ("cls", "fields", "message"),
+    [
+        (SameTargets, {"contexts": ()}, "positive and increasing"),
+        (SameTargets, {"contexts": (128, 64)}, "positive and increasing"),
+        (SameTargets, {"targets": 0}, "targets must be at least 1"),
+        (Sliding, {"contexts": (64,), "stride": 65}, "stride must be in"),
+        (Sliding, {"contexts": (64,), "stride": 8, "span": 10}, "shorter than the longest"),
+        (ByPosition, {"documents": 0}, "documents must be at least 1"),
+    ],
+)
+def test_bad_protocols_are_refused(cls, fields, message):
+    with pytest.raises(ValueError, match=message):
+        cls(**fields)
+
+
+def test_every_protocol_keeps_its_documents_long_enough():
+    for cls in PROTOCOLS.values():
+        protocol = cls(contexts=(64, 200))
+        windows = list(protocol.windows(DOCUMENT[: protocol.length], BOS))
+        assert max(len(w.tokens) for w in windows) <= protocol.length + 1
+
+
+@pytest.fixture(scope="module")
+def corpus(texts):
+    return tiny(f"{texts}/*.txt").data.load()
+
+
+@pytest.mark.parametrize("mixer", [SoftmaxAttention(heads=2), RWKV4()], ids=["softmax", "rwkv4"])
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        SameTargets(contexts=(16, 64, 200), targets=8, documents=3),
+        Sliding(contexts=(32, 96), stride=16, documents=2),
+        ByPosition(contexts=(50, 250), documents=3),
+    ],
+    ids=lambda p: type(p).__name__,
+)
+def test_streaming_equals_one_pass_per_window(mixer, protocol, corpus, texts, monkeypatch):
+    from dataclasses import replace
+
+    model = LM(width=16, pattern=(Block(mixer),), repeats=2)
+    experiment = replace(tiny(f"{texts}/*.txt"), model=model, evaluation=protocol)
+    params = jax.jit(model.init)(jax.random.key(0))
+    params = jax.tree.map(lambda a: a + 0.3 * jnp.sin(jnp.arange(a.size)).reshape(a.shape), params)
+    monkeypatch.setattr(evaluation, "PIECE", 32)  # many pieces, and some that nothing scores
+    monkeypatch.setattr(evaluation, "ROWS", 2)
+    scores, _ = evaluation.evaluate(experiment, params, corpus, "it", Console(quiet=True))
+
+    documents = corpus.long_documents("test", protocol.length)[: protocol.documents]
+    forward = jax.jit(lambda tokens: model(params, tokens)[0])
+    for score in scores:
+        assert [d["name"] for d in score["documents"]] == [name for name, _ in documents]
+        for (_, ids), got in zip(documents, score["documents"], strict=True):
+            total, tokens = 0.0, 0
+            for window in protocol.windows(ids, BOS):
+                padded = np.zeros(300, np.int32)
+                padded[: len(window.tokens)] = window.tokens
+                log_p = np.asarray(jax.nn.log_softmax(forward(padded[None])[0]), np.float64)
+                for s in window.scores:
+                    if s.context == score["context"]:
+                        where = np.arange(s.first, s.last)
+                        total -= log_p[where - 1, padded[where]].sum()
+                        tokens += len(where)
+            assert (got["tokens"], got["bytes"]) == (tokens, tokens)
+            assert got["nll"] == pytest.approx(total, rel=1e-5)
+
+
+def test_large_states_are_streamed_in_fewer_rows(monkeypatch):
+    model = LM(width=16, pattern=(Block(SoftmaxAttention(heads=2)),), repeats=2)
+    assert evaluation.Streamer(model, None, 1000)._rows == evaluation.ROWS
+    monkeypatch.setattr(evaluation, "STATE_BYTES", 3 * 2 * 1024 * (2 * 16 + 1) * 4 + 100)
+    assert evaluation.Streamer(model, None, 1000)._rows == 3
+    monkeypatch.setattr(evaluation, "STATE_BYTES", 1)
+    assert evaluation.Streamer(model, None, 1000)._rows == 1
+
+
+def test_large_vocabularies_are_scored_in_pieces(monkeypatch):
+    model = LM(vocab=50, width=8, repeats=1)
+    params = jax.jit(model.init)(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 9, 8))
+    targets = jax.random.randint(jax.random.key(2), (2, 9), 0, 50)
+    whole = evaluation._nll_in_pieces(model, params, x, targets)
+    monkeypatch.setattr(evaluation, "LOGITS", 2 * 50 * 2)
+    pieces = evaluation._nll_in_pieces(model, params, x, targets)
+    np.testing.assert_allclose(pieces, whole, rtol=1e-6)

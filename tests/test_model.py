@@ -1,0 +1,146 @@
+"""The language model: streaming, hybrids, rematerialisation, losses in pieces."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lcx import loss
+from lcx.layers import LayerNorm, RWKVChannelMix, SwiGLU
+from lcx.mesh import Mesh, make_mesh, shardings
+from lcx.mixers import RWKV4, LinearAttention, RetNet, SoftmaxAttention
+from lcx.model import LM, Block, count_parameters
+
+SMALL = SwiGLU(hidden=24)
+HYBRID = LM(
+    vocab=50,
+    width=16,
+    pattern=(
+        Block(RetNet(heads=2), SMALL),
+        Block(RWKV4(), RWKVChannelMix(hidden=24), LayerNorm()),
+        Block(SoftmaxAttention(heads=2, window=8), SMALL),
+    ),
+    repeats=2,
+    embed_norm=LayerNorm(),
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    fresh = jax.jit(HYBRID.init)(jax.random.key(0))
+    return jax.tree.map(lambda a: a + 0.2 * jnp.sin(jnp.arange(a.size)).reshape(a.shape), fresh)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jax.random.randint(jax.random.key(1), (2, 40), 0, 50)
+
+
+def segments_of(tokens):
+    return jnp.asarray([[1] * 13 + [2] * 27, [1] * 30 + [2] + [3] * 9], jnp.int32)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_hybrid_streams_packed_rows_as_it_reads_them_whole(params, tokens, packed):
+    segments = segments_of(tokens) if packed else None
+    whole, none = jax.jit(HYBRID)(params, tokens, segments=segments)
+    assert none is None
+    step = jax.jit(lambda p, t, s, state: HYBRID(p, t, segments=s, state=state))
+    state, pieces = HYBRID.init_state(2, 40), []
+    for begin, end in [(0, 13), (13, 14), (14, 27), (27, 40)]:
+        piece = None if segments is None else segments[:, begin:end]
+        logits, state = step(params, tokens[:, begin:end], piece, state)
+        pieces.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, atol=2e-5)
+    np.testing.assert_array_equal(state["position"], [40, 40])
+
+
+@pytest.mark.parametrize("remat", ["block", "dots"])
+def test_rematerialisation_changes_no_gradient(params, tokens, remat):
+    def gradients(model):
+        return jax.jit(jax.grad(lambda p: model(p, tokens)[0].std()))(params)
+
+    plain, again = gradients(HYBRID), gradients(replace(HYBRID, remat=remat))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        # fused otherwise, it rounds otherwise: 2e-6 of gradients up to 1
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_layers_are_initialised_by_their_own_depth():
+    model = LM(width=16, pattern=(Block(RWKV4(), RWKVChannelMix()),), repeats=3)
+    decay = np.asarray(jax.jit(model.init)(jax.random.key(0)).blocks[0].mixer.decay[...])
+    channel = np.arange(16) / 15
+    for layer in range(3):
+        expected = -5 + 8 * channel ** (0.7 + 1.3 * layer / 2)
+        np.testing.assert_allclose(decay[layer], expected, atol=1e-5)
+    bonus = np.asarray(jax.jit(model.init)(jax.random.key(0)).blocks[0].mixer.bonus[...])
+    np.testing.assert_allclose(np.sort(np.unique(bonus.round(4))), np.log(0.3) + [-0.5, 0, 0.5], atol=1e-3)
+
+
+def test_parameters_are_counted_without_being_made():
+    model = LM(vocab=11, width=16, pattern=(Block(LinearAttention(heads=2), SMALL),), repeats=3)
+    block = 4 * 16 * 16 + 3 * 16 * 24 + 2 * 16
+    assert count_parameters(model) == 11 * 16 + 3 * block + 16
+    assert count_parameters(replace(model, tied=False)) == 2 * 11 * 16 + 3 * block + 16
+
+
+def test_loss_in_pieces_equals_the_loss_of_all_logits(params, tokens, monkeypatch):
+    weights = (jnp.arange(40) % 7 > 0).astype(jnp.float32)[None].repeat(2, 0)
+
+    def sums(params):
+        x, _ = HYBRID.hidden(params, tokens)
+        return loss.loss_sums(HYBRID, params, x, tokens, weights)
+
+    def gradients():
+        return jax.jit(jax.grad(lambda p: sums(p).nll + 0.1 * sums(p).z2))(params)
+
+    whole, whole_gradients = jax.jit(lambda p: sums(p))(params), gradients()
+    logits, _ = jax.jit(HYBRID)(params, tokens)
+    log_p = jax.nn.log_softmax(logits)
+    picked = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(whole.nll, -(picked * weights).sum(), rtol=1e-5)
+    monkeypatch.setattr(loss, "LOGITS", 2 * 50 * 7)  # 7 tokens at a time of 40: the last overlaps
+    pieces, pieces_gradients = jax.jit(lambda p: sums(p))(params), gradients()
+    np.testing.assert_allclose(jnp.stack(pieces), jnp.stack(whole), rtol=1e-5)
+    for a, b in zip(
+        jax.tree.leaves(pieces_gradients), jax.tree.leaves(whole_gradients), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_weights_are_cut_by_their_own_axis_names():
+    mesh = make_mesh(Mesh(data=1, fsdp=4, model=2))
+    where = shardings(jax.eval_shape(HYBRID.init, jax.random.key(0)), mesh)
+    q = where.blocks[0].mixer.q.kernel.get_value()
+    assert q.spec == jax.sharding.PartitionSpec(None, "fsdp", "model")  # stacked, D, heads
+    assert where.norm.scale.get_value().spec == jax.sharding.PartitionSpec(None)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "message"),
+    [
+        (SoftmaxAttention(heads=3), "3 heads do not divide the model width 16; nearest .* 2 or 4"),
+        (SoftmaxAttention(heads=4, kv_heads=3), "3 kv_heads do not divide 4 heads"),
+        (SoftmaxAttention(heads=16), "heads of 1 are odd"),
+        (SoftmaxAttention(window=0), "window must be at least 1"),
+        (LinearAttention(heads=0), "0 heads do not divide"),
+        (RetNet(expand=0), "expand must be at least 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_made(mixer, message):
+    with pytest.raises(ValueError, match=message):
+        count_parameters(LM(width=16, pattern=(Block(mixer),)))
+
+
+def test_a_piece_longer_than_the_state_is_refused():
+    model = LM(vocab=50, width=16, repeats=1)
+    params = jax.jit(model.init)(jax.random.key(0))
+    with pytest.raises(ValueError, match="9 tokens exceeds the state's 8"):
+        model(params, jnp.zeros((1, 9), jnp.int32), state=model.init_state(1, 8))
+
+
+def test_a_mesh_larger_than_the_machine_is_refused():
+    with pytest.raises(ValueError, match="takes 16 devices; 8 cpu"):
+        make_mesh(Mesh(data=16))
