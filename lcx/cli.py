@@ -34,7 +34,7 @@ from lcx.positions import POSITIONS, SCALINGS
 from lcx.protocols import PROTOCOLS
 from lcx.report import print_table, write_report
 from lcx.runs import Run, environment, write_json
-from lcx.train import restore_params, train
+from lcx.train import NonFiniteLossError, restore_params, train
 
 File = Annotated[Path, arg(help="experiment file, experiments/quickstart.py for one")]
 Out = Annotated[
@@ -81,8 +81,8 @@ class Session:
                 return
             run.claim(experiment)
             start = None
-            if experiment.init_from is not None:
-                start = restore_params(experiment, self.run(experiment.init_from), self.console)
+            if parent := experiment.init_from:
+                start = restore_params(self.experiments[parent], self.run(parent), self.console)
             train(experiment, run, self.corpora[experiment.data], start, self.console)
 
     def _reusable(self, name: str) -> bool:
@@ -164,9 +164,7 @@ def evaluate_command(
 ) -> None:
     """Evaluate trained variants; a result that is there already is reused."""
     session = open_session(file, out, only, assignments)
-    for name in session.chosen:
-        session.evaluate(name)
-    report(session)
+    report(session, {name: session.evaluate(name) for name in session.chosen})
 
 
 def compare_command(
@@ -174,19 +172,20 @@ def compare_command(
 ) -> None:
     """Train and evaluate every variant, and write the report: the main job."""
     session = open_session(file, out, only, assignments)
+    results = {}
     for name in session.order:
         session.train(name)
         if name in session.chosen:
-            session.evaluate(name)
-    report(session)
+            results[name] = session.evaluate(name)
+    report(session, results)
 
 
-def report(session: Session) -> None:
+def report(session: Session, results: dict[str, Evaluation]) -> None:
     """The page, the pictures and the table of the chosen variants."""
-    results = [session.evaluate(name) for name in session.chosen]
+    in_order = [results[name] for name in session.chosen]
     curves = {name: session.run(name).read_metrics() for name in session.chosen}
     folder = session.out / "report"
-    written = write_report(folder, session.file.path.stem, session.file.question, results, curves)
+    written = write_report(folder, session.file.path.stem, session.file.question, in_order, curves)
     print_table(written, session.console)
     session.console.print(f"The page: {folder / 'report.html'}", highlight=False)
 
@@ -234,10 +233,13 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Entry point. Errors of the user's input end in one clear line and exit code 2."""
+    """Entry point. Errors of the user's input end in one clear line and exit code 2.
+
+    With LCX_TRACEBACK set they end in Python's traceback.
+    """
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="lcx", description=__doc__)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, CorruptCheckpointError, NonFiniteLossError) as error:
         if os.environ.get("LCX_TRACEBACK"):
             raise
         Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)

@@ -1,7 +1,7 @@
 """How perplexity against context length is measured: which tokens a model sees, which it predicts.
 
-A protocol cuts a long document into windows. Every window begins with the document mark (BOS),
-as training does, and counts its positions from 0; the mark is not counted as context.
+A protocol cuts a long document into windows. Every window begins with the document mark (BOS), as
+documents do in training, and counts its positions from 0; the mark is not counted as context.
 """
 
 from collections.abc import Iterator
@@ -56,12 +56,11 @@ class EvaluationProtocol(Protocol):
         ...
 
 
-def _check(protocol: "EvaluationProtocol") -> None:
-    name, contexts = type(protocol).__name__, protocol.contexts
+def _check(name: str, contexts: tuple[int, ...], documents: int | None) -> None:
     if not contexts or any(c < 1 for c in contexts) or list(contexts) != sorted(set(contexts)):
         raise ValueError(f"{name}: contexts must be positive and increasing, not {contexts}")
-    if protocol.documents is not None and protocol.documents < 1:
-        raise ValueError(f"{name}: documents must be at least 1, not {protocol.documents}")
+    if documents is not None and documents < 1:
+        raise ValueError(f"{name}: documents must be at least 1, not {documents}")
 
 
 def _marked(bos: int, ids: Ids) -> Ids:
@@ -83,7 +82,7 @@ class SameTargets:
     """At most this many, in the corpus's order; None: all that are long enough."""
 
     def __post_init__(self):
-        _check(self)
+        _check("SameTargets", self.contexts, self.documents)
         if self.targets < 1:
             raise ValueError(f"SameTargets: targets must be at least 1, not {self.targets}")
 
@@ -114,7 +113,7 @@ class Sliding:
     documents: int | None = None
 
     def __post_init__(self):
-        _check(self)
+        _check("Sliding", self.contexts, self.documents)
         if not 1 <= self.stride <= self.contexts[0]:
             raise ValueError(
                 f"Sliding: the stride must be in [1, {self.contexts[0]}], the shortest context, "
@@ -154,7 +153,7 @@ class ByPosition:
     documents: int | None = None
 
     def __post_init__(self):
-        _check(self)
+        _check("ByPosition", self.contexts, self.documents)
 
     @property
     def length(self) -> int:

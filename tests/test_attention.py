@@ -108,10 +108,11 @@ def test_blockwise_equals_reference(tiling, shape, options):
 
 
 @pytest.mark.parametrize(
-    ("tiling", "window"), [(UNROLLED, None), (LOOPED, None), (LOOPED, 7), (LOOPED, 24)]
+    ("tiling", "window"), [(UNROLLED, None), (LOOPED, None), (LOOPED, 7), (LOOPED, 45)]
 )
 def test_offsets_known_at_run_time(tiling, window):
-    check(inputs(T=21, S=60), tiling, window=window, offsets=[-30, -5, 0, 13, 27, 39, 60])
+    """Every offset, hence every way for the diagonal and the window to cut the tiles."""
+    check(inputs(B=1, T=21, S=85, H=2), tiling, window=window, offsets=range(-30, 110))
 
 
 @pytest.mark.parametrize(("tiling", "window"), [(UNROLLED, None), (LOOPED, None), (LOOPED, 9)])

@@ -76,7 +76,8 @@ def test_layers_are_initialised_by_their_own_depth():
         expected = -5 + 8 * channel ** (0.7 + 1.3 * layer / 2)
         np.testing.assert_allclose(decay[layer], expected, atol=1e-5)
     bonus = np.asarray(jax.jit(model.init)(jax.random.key(0)).blocks[0].mixer.bonus[...])
-    np.testing.assert_allclose(np.sort(np.unique(bonus.round(4))), np.log(0.3) + [-0.5, 0, 0.5], atol=1e-3)
+    zigzag = np.sort(np.unique(bonus.round(4)))
+    np.testing.assert_allclose(zigzag, np.log(0.3) + np.array([-0.5, 0, 0.5]), atol=1e-3)
 
 
 def test_parameters_are_counted_without_being_made():

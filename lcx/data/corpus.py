@@ -23,8 +23,8 @@ class Data:
     `validation` and `test` are the expected shares of documents (not of bytes) in those splits.
     """
 
-    source: Source = PythonCorpus()  # noqa: RUF009 (frozen)
-    tokenizer: TokenizerSpec = Bytes()  # noqa: RUF009
+    source: Source = PythonCorpus()
+    tokenizer: TokenizerSpec = Bytes()
     validation: float = 0.05
     test: float = 0.1
 
@@ -102,10 +102,11 @@ class Corpus:
         documents = self.documents(split)
         encoded = packing.Tokens.of(documents, self.tokenizer)
         lengths = np.diff(encoded.bounds) - 1
-        if tokens > lengths.max():
+        longest = int(lengths.argmax())
+        if tokens > lengths[longest]:
             raise ValueError(
                 f"no document of split {split!r} has {tokens} tokens; the longest of its "
-                f"{len(documents)}, {documents.names[lengths.argmax()]}, has {lengths.max()}"
+                f"{len(documents)}, {documents.names[longest]}, has {lengths[longest]}"
             )
         chosen = np.flatnonzero(lengths >= tokens)
         return [(documents.names[i], encoded.document(i)) for i in chosen.tolist()]

@@ -1,7 +1,7 @@
 """What a source gives: named documents, and how they are divided."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ class Document(NamedTuple):
     text: bytes
 
 
-class Documents(Sequence[Document]):
+class Documents:
     """Documents in a stable order: names known at once, texts read when asked for."""
 
     def __init__(self, names: Sequence[str], read: Callable[[int], bytes]):
@@ -30,6 +30,9 @@ class Documents(Sequence[Document]):
     def __getitem__(self, index: int) -> Document:
         index = range(len(self))[index]
         return Document(self.names[index], self._read(index))
+
+    def __iter__(self) -> Iterator[Document]:
+        return map(self.__getitem__, range(len(self)))
 
     def select(self, indices: Sequence[int]) -> "Documents":
         """Those at `indices`, in that order."""

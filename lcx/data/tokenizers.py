@@ -146,13 +146,14 @@ class ByteLevelTokenizer:
         self.bos = next((vocab[name] for name in BOS_NAMES if name in vocab), -1)
         if self.bos < 0:
             raise ValueError(f"{where}: no BOS among its tokens; looked for {', '.join(BOS_NAMES)}")
-        self._byte_ids = [vocab.get(char) for char in BYTE_TO_CHAR]
-        if None in self._byte_ids:
+        missing = sum(char not in vocab for char in BYTE_TO_CHAR)
+        if missing:
             raise ValueError(
-                f"{where}: not byte-level: {self._byte_ids.count(None)} of the 256 bytes have no "
+                f"{where}: not byte-level: {missing} of the 256 bytes have no "
                 "token of their own, so bytes could not be counted. Byte-level BPE (as of GPT-2 "
                 "or Llama 3) is needed"
             )
+        self._byte_ids = [vocab[char] for char in BYTE_TO_CHAR]
         self.vocab_size = max(vocab.values()) + 1
         self._bytes = self._bytes_of_tokens(vocab)
         self.byte_lengths = np.array([len(token) for token in self._bytes], np.int32)

@@ -44,7 +44,7 @@ def _add(a: WKVState, b: WKVState) -> WKVState:
 
 def _decay(state: WKVState, log_decay: Float[Array, "... D"]) -> WKVState:
     """e^log_decay times the state; the exponent takes its value, the sums its gradient."""
-    factor = jnp.exp(log_decay - jax.lax.stop_gradient(log_decay))  # 1, with a gradient
+    factor = _one(log_decay)
     return WKVState(
         state.numerator * factor,
         state.denominator * factor,
@@ -54,9 +54,12 @@ def _decay(state: WKVState, log_decay: Float[Array, "... D"]) -> WKVState:
 
 def _token(k: Float[Array, "... D"], v: Float[Array, "... D"]) -> WKVState:
     """The state that holds one token alone."""
-    exponent = jax.lax.stop_gradient(k)
-    one = jnp.exp(k - exponent)  # 1, with a gradient
-    return WKVState(one * v, one, exponent)
+    return WKVState(_one(k) * v, _one(k), jax.lax.stop_gradient(k))
+
+
+def _one(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """e^(x - x), whose value is 1 and whose first derivative is not 0, without the exponential."""
+    return 1 + (x - jax.lax.stop_gradient(x))
 
 
 def wkv4(
