@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -242,5 +243,5 @@ def main() -> None:
     except (ValueError, FileNotFoundError, CorruptCheckpointError, NonFiniteLossError) as error:
         if os.environ.get("LCX_TRACEBACK"):
             raise
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(2)

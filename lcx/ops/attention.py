@@ -123,15 +123,15 @@ class _Tiling(NamedTuple):
 
         An accelerator wants few large tiles. On a CPU, XLA gives a matmul of fewer than about
         256 x 256 x 64 to one core, so a long text wants tiles of 512. A short one wants small
-        tiles, because those on the diagonal waste half their work; it keeps its cores busy when
-        they are written out, and its scores in cache when few rows go together. With several
-        devices the rows may be sharded, and a loop over them would gather them: none is made.
+        tiles, because those on the diagonal waste half their work, and keeps its cores busy when
+        they are written out. Few rows together keep the scores in cache; but the loop over the
+        others copies each row's keys, too dear for a long cache, and would gather sharded rows.
         """
         if jax.default_backend() != "cpu":
             return cls(B, _near(1024, T), _near(1024, S), unroll=False)
         short = max(T, S) <= 512
         queries, keys = (_near(128 if short else 512, n) for n in (T, S))
-        if jax.device_count() > 1:
+        if jax.device_count() > 1 or S > 2 * T:
             return cls(B, queries, keys, unroll=False)
         fits = max(1, 2**16 // (H * queries * keys))
         rows = max(n for n in range(1, B + 1) if B % n == 0 and n <= fits)

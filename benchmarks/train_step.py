@@ -1,0 +1,163 @@
+"""How fast is a training step, against the same model in transformers and torch?
+
+Same architecture, weights, batch and optimizer (AdamW, clipping), fp32, all cores; the two take
+turns, so that a noisy machine disturbs both, and the fastest step of each counts. Then the parts:
+what is left of lcx's step when a part does nothing.
+
+    pip install -e '.[parity]' && python -m benchmarks.train_step
+"""
+
+import os
+import time
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from flax import nnx
+
+from lcx.experiment import Experiment
+from lcx.layers import SwiGLU
+from lcx.mixers import SoftmaxAttention
+from lcx.model import LM, Block
+from lcx.optim import AdamW
+from lcx.train import TrainState, make_step
+from tests.parity.against_torch import to_lcx
+from tests.parity.test_llama import NAMES
+
+WIDTH, HIDDEN, LAYERS, HEADS, VOCAB, LENGTH, BATCH = 256, 704, 4, 4, 257, 512, 8
+ROUNDS, STEPS = 6, 3
+OPTIMIZER = AdamW(peak=1e-3, warmup=0, schedule="constant")
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Half a block that does nothing."""
+
+    def init(self, dims, rngs):
+        return nnx.Dict()
+
+    def init_state(self, dims, batch, capacity):
+        return {}
+
+    def __call__(self, params, x, ctx, state=None):
+        return x, state
+
+
+def lm(mixer, channel) -> LM:
+    return LM(VOCAB, WIDTH, (Block(mixer, channel),), LAYERS, tied=True)
+
+
+ATTENTION, MLP = SoftmaxAttention(heads=HEADS), SwiGLU(hidden=HIDDEN)
+BOTH = lm(ATTENTION, MLP)
+
+
+class Torch:
+    """Llama in transformers, with torch's fused AdamW and scaled_dot_product_attention."""
+
+    def __init__(self, tokens: np.ndarray):
+        torch.set_num_threads(os.cpu_count())
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(
+            vocab_size=VOCAB,
+            hidden_size=WIDTH,
+            intermediate_size=HIDDEN,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            rms_norm_eps=1e-6,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            tie_word_embeddings=True,
+            attn_implementation="sdpa",
+            use_cache=False,
+        )
+        self.model = transformers.LlamaForCausalLM(config)
+        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        others = [p for p in self.model.parameters() if p.ndim == 1]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": OPTIMIZER.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=OPTIMIZER.peak,
+            betas=(OPTIMIZER.b1, OPTIMIZER.b2),
+            eps=OPTIMIZER.eps,
+            fused=True,
+        )
+        self.inputs, self.targets = (torch.tensor(t, dtype=torch.long) for t in tokens)
+
+    def step(self) -> float:
+        logits = self.model(self.inputs).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), self.targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), OPTIMIZER.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+
+class Lcx:
+    """The step of `lcx train`, as it is."""
+
+    def __init__(self, model: LM, tokens: np.ndarray, params=None):
+        optimizer = OPTIMIZER.transform(1000)
+        params = jax.jit(model.init)(jax.random.key(0)) if params is None else params
+        self.state = TrainState(params, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32))
+        position = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), tokens[0].shape)
+        self.batch = {
+            "tokens": tokens[0],
+            "targets": tokens[1],
+            "positions": position,
+            "segments": np.ones_like(position),
+        }
+        experiment = replace(Experiment(), model=model)
+        self._step = jax.jit(make_step(experiment, optimizer), donate_argnums=0)
+
+    def step(self) -> float:
+        self.state, metrics = self._step(self.state, self.batch)
+        loss = float(metrics["loss"])
+        jax.block_until_ready(self.state)
+        return loss
+
+
+def fastest(*runners) -> list[float]:
+    """Seconds of the fastest step of each; they take turns."""
+    best = [np.inf] * len(runners)
+    for runner in runners:
+        runner.step()
+    for _ in range(ROUNDS):
+        for i, runner in enumerate(runners):
+            for _ in range(STEPS):
+                began = time.perf_counter()
+                runner.step()
+                best[i] = min(best[i], time.perf_counter() - began)
+    return best
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    text = rng.integers(0, 256, (BATCH, LENGTH + 1)).astype(np.int32)
+    tokens = np.stack([text[:, :-1], text[:, 1:]])
+    theirs = Torch(tokens)
+    weights = to_lcx(BOTH, dict(theirs.model.named_parameters()), NAMES)
+    ours = Lcx(BOTH, tokens, weights)
+    first = theirs.step(), ours.step()
+    assert abs(first[0] - first[1]) < 1e-4, f"not the same model: losses {first}"
+
+    slow, fast = fastest(theirs, ours)
+    each = BATCH * LENGTH
+    print(f"d {WIDTH}, {LAYERS} layers, T {LENGTH}, B {BATCH}, fp32, {os.cpu_count()} cores")
+    print(f"torch {1e3 * slow:7.1f} ms   {each / slow:8,.0f} tokens/s")
+    print(f"lcx   {1e3 * fast:7.1f} ms   {each / fast:8,.0f} tokens/s   ratio {slow / fast:.2f}")
+    parts = {
+        "attention": Lcx(lm(Nothing(), MLP), tokens),
+        "gated MLP": Lcx(lm(ATTENTION, Nothing()), tokens),
+        "both": Lcx(lm(Nothing(), Nothing()), tokens),
+    }
+    for name, seconds in zip(parts, fastest(*parts.values()), strict=True):
+        print(f"lcx without {name:10s} {1e3 * seconds:7.1f} ms")
+
+
+if __name__ == "__main__":
+    main()
