@@ -67,7 +67,7 @@ def evaluate(
     with jax.set_mesh(make_mesh(experiment.mesh)), progress(console or Console()) as bar:
         streamer = Streamer(experiment.model, params, longest)
         total = sum(len(job.window.tokens) for job in jobs)
-        task = bar.add_task(f"{name}: evaluating", total=total, note="tokens")
+        task = bar.add_task(f"{name}, evaluating", total=total, note="tokens")
         for job, nll in streamer.score(jobs):
             bar.advance(task, len(job.window.tokens))
             for score in job.window.scores:

@@ -120,14 +120,14 @@ class LM:
     def init_state(self, batch: int, capacity: int) -> State:
         """The state before the first token of texts of at most `capacity` tokens."""
 
-        def stacked(block: Block) -> State:
-            state = block.init_state(self.dims, batch, capacity)
-            return jax.tree.map(lambda a: jnp.repeat(a[None], self.repeats, axis=0), state)
-
         return {
             "position": jnp.zeros(batch, jnp.int32),
             "segment": jnp.full(batch, -1, jnp.int32),
-            "blocks": [stacked(block) for block in self.pattern],
+            "layers": [
+                block.init_state(self.dims, batch, capacity)
+                for _ in range(self.repeats)
+                for block in self.pattern
+            ],
         }
 
     def __call__(
@@ -163,32 +163,44 @@ class LM:
         x = params.embed(tokens)
         if self.embed_norm:
             x = params.embed_norm(x)
-        blocks = None if state is None else state["blocks"]
-        x, blocks = self._layers(params.blocks, x, ctx, blocks)
-        x = params.norm(x)
         if state is None:
-            return x, None
+            return params.norm(self._train_layers(params.blocks, x, ctx)), None
+        x, layers = self._stream_layers(params.blocks, x, ctx, state["layers"])
         segment = jnp.zeros_like(state["segment"]) if segments is None else segments[:, -1]
-        return x, {"position": positions[:, -1] + 1, "segment": segment, "blocks": blocks}
+        after = {"position": positions[:, -1] + 1, "segment": segment, "layers": layers}
+        return params.norm(x), after
 
-    def _layers(self, params, x, ctx, state):
-        """The pattern, `repeats` times."""
+    def _train_layers(
+        self, params: nnx.List, x: Float[Array, "B T D"], ctx: Context
+    ) -> Float[Array, "B T D"]:
+        """The pattern, `repeats` times: one compiled loop."""
 
-        def pattern(x, layer):
-            params, state = layer
-            after = []
+        def pattern(x, params):
             for place, block in enumerate(self.pattern):
-                x, new = block(params[place], x, ctx, None if state is None else state[place])
-                after.append(new)
-            return x, None if state is None else after
+                x, _ = block(params[place], x, ctx)
+            return x, None
 
         match self.remat:
+            case "none":
+                pass
             case "block":
                 pattern = jax.checkpoint(pattern)
             case "dots":
                 policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
                 pattern = jax.checkpoint(pattern, policy=policy)
-        return jax.lax.scan(pattern, x, (params, state))
+        return jax.lax.scan(pattern, x, params)[0]
+
+    def _stream_layers(
+        self, params: nnx.List, x: Float[Array, "B T D"], ctx: Context, state: list[State]
+    ) -> tuple[Float[Array, "B T D"], list[State | None]]:
+        """The layers one by one: a loop would copy every layer's state, a key cache whole."""
+        after = []
+        for layer, before in enumerate(state):
+            repeat, place = divmod(layer, len(self.pattern))
+            own = jax.tree.map(lambda a, r=repeat: a[r], params[place])
+            x, new = self.pattern[place](own, x, ctx, before)
+            after.append(new)
+        return x, after
 
     def logits(self, params: Params, x: Float[Array, "... D"]) -> Float[Array, "... vocab"]:
         """The head, in fp32."""

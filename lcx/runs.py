@@ -13,6 +13,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -83,14 +85,22 @@ class Run:
         known = json.loads(starts.read_text()) if starts.exists() else []
         write_json(starts, [*known, environment()])
 
-    def lock(self) -> FileLock:
-        """Held while the run is written, so that two processes never write one run."""
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while the run is written, so that two processes never write one run.
+
+        Raises FolderTakenError where another process holds it.
+        """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder.parent / f".{self.name}.lock", timeout=1)
         try:
-            return lock.acquire().lock
+            lock.acquire()
         except Timeout:
             raise FolderTakenError(f"another process is at work in {self.folder}") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def read_metrics(self) -> list[dict[str, int | float]]:
         """The rows of metrics.jsonl; a last line cut short by a kill is left out."""

@@ -106,6 +106,10 @@ def train(
         state = jax.jit(fresh, out_shardings=where)(key)
         if start is not None:
             state = state._replace(params=jax.device_put(start, where.params))
+        if settings.steps == 0:
+            checkpoints.set_aside(after=-1)
+            checkpoints.save(0, state, None)
+            return
         batches = iter(corpus.batches(settings.length, settings.batch, settings.seed))
         done = 0
         if restored := checkpoints.restore(state, batches):
@@ -131,8 +135,6 @@ def train(
                     bar.update(task, completed=number, note=log.write(number, last))
                     last = None
                     checkpoints.save(number, state, batches)
-        if settings.steps == 0 and not checkpoints.steps:
-            checkpoints.save(0, state, batches)
 
 
 class Log:
@@ -230,8 +232,8 @@ def finished(experiment: Experiment, run: Run) -> bool:
 def progress(console: Console) -> Progress:
     """The progress bar of all long work."""
     return Progress(
-        TextColumn("{task.description:<20.20}"),
-        BarColumn(bar_width=24),
+        TextColumn("{task.description:<24.24}"),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),

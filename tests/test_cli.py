@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lcx import cli
+from lcx.runs import Run
 
 TINY = str(Path(__file__).parent / "tiny.py")
 
@@ -96,6 +97,12 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     (tmp_path / "softmax" / "thesis.tex").write_text("mine")
     assert lcx("train", TINY, "--out", tmp_path, "--only", "softmax") == 2
     assert "is not a run of lcx" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_that_another_process_writes_is_left_alone(compared, capsys):
+    with Run(compared / "softmax").lock():
+        assert lcx("train", TINY, "--out", compared, "--only", "softmax") == 2
+    assert "another process is at work" in " ".join(capsys.readouterr().err.split())
 
 
 def test_evaluating_what_is_not_trained_says_so(tmp_path, capsys):

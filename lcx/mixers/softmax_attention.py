@@ -58,8 +58,12 @@ class SoftmaxAttention:
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         slots = capacity if self.window is None else min(self.window - 1, capacity)
-        keys = jnp.zeros((batch, slots, self.groups, dims.model // self.heads), dims.policy.compute)
-        state = {"k": keys, "v": keys, "segments": jnp.full((batch, slots), -1, jnp.int32)}
+        shape = (batch, slots, self.groups, dims.model // self.heads)
+        state = {
+            "k": jnp.zeros(shape, dims.policy.compute),
+            "v": jnp.zeros(shape, dims.policy.compute),
+            "segments": jnp.full((batch, slots), -1, jnp.int32),
+        }
         if self.window is None:
             state["length"] = jnp.zeros((), jnp.int32)
         return state

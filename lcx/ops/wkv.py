@@ -27,8 +27,9 @@ class WKVState(NamedTuple):
 
     @classmethod
     def empty(cls, *shape: int) -> "WKVState":
-        zeros = jnp.zeros(shape, jnp.float32)
-        return cls(zeros, zeros, jnp.full(shape, -1e38, jnp.float32))
+        """The state before any token."""
+        numerator, denominator = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
+        return cls(numerator, denominator, jnp.full(shape, -1e38, jnp.float32))
 
 
 def _add(a: WKVState, b: WKVState) -> WKVState:

@@ -15,6 +15,7 @@ from tests.contracts.cases import (
     HALVES,
     LENGTH,
     MIXER_CASES,
+    ROWS,
     assert_close,
     case,
     gradients_of,
@@ -91,6 +92,12 @@ def test_state_keeps_its_shapes_and_dtypes(half):
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(
         lambda a: (a.shape, a.dtype), state
     )
+
+
+@every_half
+def test_state_can_be_donated(half):
+    state = half.init_state(case(half).dims, ROWS, LENGTH)
+    jax.jit(lambda state: state, donate_argnums=0)(state)  # refuses arrays that share memory
 
 
 @every_half

@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -125,7 +126,8 @@ def test_streaming_in_pieces(rwkv, params, tokens):
     logits, state = stream(CALL, params, row, MODEL.init_state(1, LENGTH))
     np.testing.assert_allclose(logits, expected, rtol=0, atol=LOGITS)
 
-    mixer, channel = state["blocks"][0]["mixer"], state["blocks"][0]["channel"]
+    layers = jax.tree.map(lambda *a: jnp.stack(a), *state["layers"])
+    mixer, channel = layers["mixer"], layers["channel"]
     layer_first = [a.permute(2, 0, 1).numpy() for a in theirs]
     channel_last, mixer_last, numerator, denominator, exponent = layer_first
     # numerator and denominator are e^exponent times the stored ones: that split is not unique

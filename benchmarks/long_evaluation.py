@@ -1,0 +1,39 @@
+"""How much memory does a long context take at evaluation?
+
+Streams one window of T tokens through the quickstart's softmax model, fresh, as `lcx evaluate`
+does, and prints the seconds and the most memory that the process ever held.
+
+    python -m benchmarks.long_evaluation 32768
+"""
+
+import resource
+import sys
+import time
+
+import jax
+import numpy as np
+
+from lcx.evaluate import Job, Streamer
+from lcx.mixers import SoftmaxAttention
+from lcx.model import LM, Block
+from lcx.protocols import SameTargets
+
+MODEL = LM(width=128, pattern=(Block(SoftmaxAttention(heads=4)),), repeats=3)
+
+
+def main() -> None:
+    context = int(sys.argv[1]) if len(sys.argv) > 1 else 32_768
+    protocol = SameTargets(contexts=(context,), targets=64)
+    text = np.random.default_rng(0).integers(0, 256, protocol.length).astype(np.int32)
+    jobs = [Job(0, window) for window in protocol.windows(text, bos=256)]
+    params = jax.jit(MODEL.init)(jax.random.key(0))
+    began = time.perf_counter()
+    streamer = Streamer(MODEL, params, longest=max(len(job.window.tokens) for job in jobs))
+    (_, nll), *_ = streamer.score(jobs)
+    seconds = time.perf_counter() - began
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"context {context}: {seconds:.1f} s, {most:.2f} GB resident, nll {nll.sum() / 64:.3f}")
+
+
+if __name__ == "__main__":
+    main()
