@@ -135,7 +135,8 @@ def open_session(
     for assignment in assignments:
         for name in chosen:
             try:
-                experiments[name] = spec.override(experiments[name], assignment, types())
+                names = {**types(), **spec.types_of(experiments[name])}
+                experiments[name] = spec.override(experiments[name], assignment, names)
             except ValueError as error:
                 raise ValueError(f"--set {assignment} ({name}): {error}") from error
     check_links(experiments)

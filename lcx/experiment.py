@@ -141,7 +141,7 @@ def known(name: str, experiments: Iterable[str], where: str) -> None:
     names = list(experiments)
     if name not in names:
         near = difflib.get_close_matches(name, names, 1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"{where}: no variant {name!r}{hint} There are: {', '.join(names)}")
 
 

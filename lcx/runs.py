@@ -61,7 +61,9 @@ class Run:
                 )
             return
         try:
-            there = spec.decode(json.loads(saved.read_text()), types())
+            # an experiment file may define mixers of its own
+            names = {**types(), **spec.types_of(experiment)}
+            there = spec.decode(json.loads(saved.read_text()), names)
         except (ValueError, TypeError) as error:
             raise FolderTakenError(
                 f"{saved} cannot be read back ({error}). Give another --out"
@@ -125,7 +127,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    draft.write_text(json.dumps(value, indent=1) + "\n")
     draft.replace(path)
 
 

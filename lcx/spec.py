@@ -268,6 +268,20 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     return [line for name, x, y in pairs for line in differences(x, y, _join(path, name))]
 
 
+def types_of(spec: Any) -> dict[str, type]:
+    """Name and class of the specs that occur in a spec, itself included."""
+    if isinstance(spec, tuple):
+        parts, found = spec, {}
+    elif _is_spec(spec):
+        parts = tuple(getattr(spec, name) for name in _hints(type(spec)))
+        found = {type(spec).__name__: type(spec)}
+    else:
+        return {}
+    for part in parts:
+        found |= types_of(part)
+    return found
+
+
 # ------------------------------------------------------------------------------ fields
 
 

@@ -99,6 +99,37 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert "is not a run of lcx" in " ".join(capsys.readouterr().err.split())
 
 
+OWN_MIXER = """
+'''Does a mixer of one's own work?'''
+
+from dataclasses import dataclass, replace
+from tests import tiny
+
+@dataclass(frozen=True)
+class Half(tiny.SwiGLU):
+    share: float = 0.5
+    def __call__(self, params, x, ctx, state=None):
+        y, state = super().__call__(params, x, ctx, state)
+        return self.share * y, state
+
+def experiments():
+    whole = tiny.experiments()["softmax"]
+    settings = replace(whole.train, steps=1)
+    return {"own": replace(whole, model=tiny.model(Half(hidden=16)), train=settings)}
+"""
+
+
+def test_a_mixer_of_the_experiment_file_is_saved_and_reused(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(OWN_MIXER)
+    command = ("train", tmp_path / "own.py", "--out", tmp_path / "out")
+    change = ("--set", "model.pattern.0.mixer=Half(hidden=24, share=0.25)")
+    assert lcx(*command, *change) == 0
+    assert lcx(*command, *change) == 0
+    assert "own: trained already" in capsys.readouterr().out
+    assert lcx(*command) == 2
+    assert "share" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_run_that_another_process_writes_is_left_alone(compared, capsys):
     with Run(compared / "softmax").lock():
         assert lcx("train", TINY, "--out", compared, "--only", "softmax") == 2

@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import install_import_hook
 
-from lcx.spec import SpecError, check, decode, describe, differences, encode, override, parse
+from lcx.spec import (
+    SpecError,
+    check,
+    decode,
+    describe,
+    differences,
+    encode,
+    override,
+    parse,
+    types_of,
+)
 
 
 @runtime_checkable
@@ -522,3 +532,9 @@ def test_annotations_of_every_kind_of_module(tmp_path, monkeypatch, future, hook
     assert fails(override, spec, "position=3", types) == "position: expected Scheme, got 3 (int)"
     assert fails(override, spec, "scales.0=x", types) == "scales.0: expected float, got 'x' (str)"
     check(spec)
+
+
+def test_types_of_finds_every_class_in_a_spec():
+    found = types_of(RUN)
+    assert found == {c.__name__: c for c in (Run, LM, Block, Recurrent, Softmax, RoPE, NTK)}
+    assert decode(encode(RUN), found) == RUN
