@@ -135,8 +135,8 @@ def open_session(
     for assignment in assignments:
         for name in chosen:
             try:
-                names = {**types(), **spec.types_of(experiments[name])}
-                experiments[name] = spec.override(experiments[name], assignment, names)
+                before = experiments[name]
+                experiments[name] = spec.override(before, assignment, types(before))
             except ValueError as error:
                 raise ValueError(f"--set {assignment} ({name}): {error}") from error
     check_links(experiments)

@@ -76,14 +76,17 @@ class Experiment:
 Experiments = dict[str, Experiment]
 
 
-def types() -> Mapping[str, type]:
-    """Every name that an override or a saved experiment may use."""
+def types(experiment: Experiment) -> Mapping[str, type]:
+    """Every name that an override of an experiment, or its saved form, may use.
+
+    Beside the tables' names these are its own: an experiment file may define mixers of its own.
+    """
     plain = (Experiment, Train, AdamW, LM, Block, Policy, Data, Mesh)
     tables = (MIXERS, POSITIONS, SCALINGS, CHANNELS, NORMS, SOURCES, TOKENIZERS, PROTOCOLS)
     names = {c.__name__: c for c in plain}
     for table in tables:
         names |= table
-    return names
+    return names | spec.types_of(experiment)
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,7 @@ class Run:
                 )
             return
         try:
-            # an experiment file may define mixers of its own
-            names = {**types(), **spec.types_of(experiment)}
-            there = spec.decode(json.loads(saved.read_text()), names)
+            there = spec.decode(json.loads(saved.read_text()), types(experiment))
         except (ValueError, TypeError) as error:
             raise FolderTakenError(
                 f"{saved} cannot be read back ({error}). Give another --out"
