@@ -47,6 +47,28 @@ class LayerNorm:
 Norm = RMSNorm | LayerNorm
 
 
+def rms_normalise(x: Float[Array, "... V"], eps: float = 1e-6) -> Float[Array, "... V"]:
+    """x / rms(x) along the last axis, without parameters; statistics in fp32."""
+    square = jnp.square(x.astype(jnp.float32)).mean(axis=-1, keepdims=True)
+    return (x * jax.lax.rsqrt(square + eps)).astype(x.dtype)
+
+
+def l2_normalise(x: Float[Array, "... K"], eps: float = 1e-6) -> Float[Array, "... K"]:
+    """x / |x| along the last axis, |x|^2 in fp32 with eps added."""
+    square = jnp.square(x.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+    return (x * jax.lax.rsqrt(square + eps)).astype(x.dtype)
+
+
+def standardise(x: Float[Array, "... V"], eps: float) -> Float[Array, "... V"]:
+    """(x - mean) / std along the last axis, without parameters; statistics in fp32.
+
+    Over [B T H V] it is the group norm of RWKV, one group a head.
+    """
+    centred = x.astype(jnp.float32) - x.mean(axis=-1, keepdims=True, dtype=jnp.float32)
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
+
+
 @dataclass(frozen=True)
 class SwiGLU:
     """Gated MLP: (silu(x W_gate) * x W_up) W_down (Shazeer 2020). No state."""

@@ -1,7 +1,7 @@
 """The language model: embed -> (pattern of blocks x repeats) -> norm -> head."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from lcx.dense import linear
 from lcx.layers import Norm, RMSNorm, SwiGLU
 from lcx.mixers import SoftmaxAttention
-from lcx.types import Context, Dims, Half, Params, Policy, State
+from lcx.types import Context, Dims, Half, Params, Policy, SharingHalf, State
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,30 @@ class Block:
             "channel": self.channel.init_state(dims, batch, capacity),
         }
 
+    def init_shared(self, x: Float[Array, "B T D"]) -> dict[str, Any]:
+        """What the first layers of each kind of half that shares are given, by its name."""
+        halves = (self.mixer, self.channel)
+        return {type(h).__name__: h.init_shared(x) for h in halves if isinstance(h, SharingHalf)}
+
     def __call__(
-        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State | None]:
-        after = {}
-        for half in ("mixer", "channel"):
-            y = params[f"{half}_norm"](x)
-            y, after[half] = getattr(self, half)(params[half], y, ctx, state and state[half])
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        ctx: Context,
+        state: State | None,
+        shared: dict[str, Any],
+    ) -> tuple[Float[Array, "B T D"], State | None, dict[str, Any]]:
+        """The residual stream after this block, its state, and what goes on to later blocks."""
+        after, shared = {}, dict(shared)
+        for place in ("mixer", "channel"):
+            half, name = getattr(self, place), type(getattr(self, place)).__name__
+            args = params[place], params[f"{place}_norm"](x), ctx, state and state[place]
+            if isinstance(half, SharingHalf):
+                y, after[place], shared[name] = half.share(*args, shared[name])
+            else:
+                y, after[place] = half(*args)
             x = x + y
-        return x, None if state is None else after
+        return x, None if state is None else after, shared
 
 
 @dataclass(frozen=True)
@@ -175,10 +190,11 @@ class LM:
     ) -> Float[Array, "B T D"]:
         """The pattern, `repeats` times: one compiled loop."""
 
-        def pattern(x, params):
+        def pattern(carry, params):
+            x, shared = carry
             for place, block in enumerate(self.pattern):
-                x, _ = block(params[place], x, ctx)
-            return x, None
+                x, _, shared = block(params[place], x, ctx, None, shared)
+            return (x, shared), None
 
         match self.remat:
             case "none":
@@ -188,19 +204,23 @@ class LM:
             case "dots":
                 policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
                 pattern = jax.checkpoint(pattern, policy=policy)
-        return jax.lax.scan(pattern, x, params)[0]
+        (x, _), _ = jax.lax.scan(pattern, (x, self._init_shared(x)), params)
+        return x
 
     def _stream_layers(
         self, params: nnx.List, x: Float[Array, "B T D"], ctx: Context, state: list[State]
     ) -> tuple[Float[Array, "B T D"], list[State | None]]:
         """The layers one by one: a loop would copy every layer's state, a key cache whole."""
-        after = []
+        after, shared = [], self._init_shared(x)
         for layer, before in enumerate(state):
             repeat, place = divmod(layer, len(self.pattern))
             own = jax.tree.map(lambda a, r=repeat: a[r], params[place])
-            x, new = self.pattern[place](own, x, ctx, before)
+            x, new, shared = self.pattern[place](own, x, ctx, before, shared)
             after.append(new)
         return x, after
+
+    def _init_shared(self, x: Float[Array, "B T D"]) -> dict[str, Any]:
+        return {k: v for block in self.pattern for k, v in block.init_shared(x).items()}
 
     def logits(self, params: Params, x: Float[Array, "... D"]) -> Float[Array, "... vocab"]:
         """The head, in fp32."""

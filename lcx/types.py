@@ -100,6 +100,30 @@ class Half(Protocol):
     ) -> tuple[Float[Array, "B T D"], State | None]: ...
 
 
+@runtime_checkable
+class SharingHalf(Half, Protocol):
+    """A half whose layers hand something on to the same kind of half in later layers.
+
+    The model calls `share` where it would call the half itself; called alone, the half is its
+    own first layer.
+    """
+
+    def init_shared(self, x: Float[Array, "B T D"]) -> Any:
+        """What the first such layer is given, for a residual stream like x: a pytree."""
+        ...
+
+    def share(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        ctx: Context,
+        state: State | None,
+        shared: Any,
+    ) -> tuple[Float[Array, "B T D"], State | None, Any]:
+        """As the call, given what the layer before handed on; returns what this one does."""
+        ...
+
+
 def tree_bytes(tree: Any) -> int:
     """Bytes held by the arrays (real or abstract) of a pytree."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

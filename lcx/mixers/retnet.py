@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcx.dense import head_width, linear, merge_heads, residual, split_heads
+from lcx.layers import rms_normalise
 from lcx.ops.linear_attention import linear_attention
 from lcx.positions import PositionScheme, RoPE
 from lcx.types import Context, Dims, Params, State
@@ -58,11 +59,5 @@ class RetNet:
             starts=ctx.starts,
             state=None if state is None else state["S"],
         )
-        y = jax.nn.silu(params.gate(x)) * merge_heads(_rms_normalise(o))
+        y = jax.nn.silu(params.gate(x)) * merge_heads(rms_normalise(o))
         return params.out(y), state and {"S": S}
-
-
-def _rms_normalise(x: Float[Array, "B T H V"]) -> Float[Array, "B T H V"]:
-    """Per head, without parameters; statistics in fp32."""
-    square = jnp.square(x.astype(jnp.float32)).mean(axis=-1, keepdims=True)
-    return (x * jax.lax.rsqrt(square + 1e-6)).astype(x.dtype)

@@ -1,5 +1,9 @@
-"""Cut the time axis into chunks: what every chunked recurrence begins and ends with."""
+"""Cut the time axis into pieces: what every chunked recurrence begins and ends with."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
@@ -14,3 +18,29 @@ def split(x: Shaped[Array, "B T ..."], chunk: int) -> Shaped[Array, "B N C ..."]
 def join(x: Shaped[Array, "B N C ..."], length: int) -> Shaped[Array, "B T ..."]:
     """The inverse of `split`: back to `length` tokens, the padding dropped."""
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+
+def in_slabs(
+    run: Callable[[Any, Any], tuple[Shaped[Array, "B T ..."], Any]],
+    tokens: Any,
+    state: Any,
+    slab: int = 1024,
+) -> tuple[Shaped[Array, "B T ..."], Any]:
+    """`run(tokens, state) -> (outputs, state)` over slabs of time, in turn.
+
+    What `run` makes on its way then fits in cache and never exceeds one slab, forward and
+    backward (a slab is computed again from the state that entered it), so that time and memory
+    per token do not grow with the length. `tokens` is a pytree of [B, T, ...] and [1, T, ...].
+    Tokens of zeros, which fill the last slab, must leave the state as it is.
+    """
+    length = jax.tree.leaves(tokens)[0].shape[1]
+    if length <= slab:
+        return run(tokens, state)
+    slabs = jax.tree.map(lambda x: jnp.moveaxis(split(x, slab), 1, 0), tokens)
+
+    def step(state, tokens):
+        out, state = run(tokens, state)
+        return state, out
+
+    state, out = jax.lax.scan(jax.checkpoint(step), state, slabs)
+    return join(jnp.moveaxis(out, 0, 1), length), state

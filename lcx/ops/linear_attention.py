@@ -7,6 +7,7 @@ constant g per head it is retention (Sun et al. 2023, equation 6). A token that 
 forgets the state before adding itself.
 """
 
+from functools import partial
 from typing import Literal
 
 import jax
@@ -41,13 +42,15 @@ def linear_attention(
         starts = jnp.zeros((1, length), bool)
     if state is None:
         state = jnp.zeros((batch, heads, width, v.shape[-1]), jnp.float32)
-    run = _reference if implementation == "reference" else _chunked
-    return run(q, k, v, g.astype(jnp.float32), starts, state, min(chunk, length))
+    tokens = (q, k, v, g.astype(jnp.float32), starts)
+    if implementation == "reference":
+        return _reference(tokens, state)
+    return chunks.in_slabs(partial(_chunked, min(chunk, length)), tokens, state)
 
 
-def _reference(q, k, v, g, starts, state, chunk):
+def _reference(tokens, state):
     """The recurrence, token by token."""
-    del chunk
+    q, k, v, g, starts = tokens
 
     def step(S, token):
         q, k, v, g, start = token
@@ -60,8 +63,9 @@ def _reference(q, k, v, g, starts, state, chunk):
     return jnp.moveaxis(o, 0, 1).astype(q.dtype), state
 
 
-def _chunked(q, k, v, g, starts, state, chunk):
+def _chunked(chunk, tokens, state):
     """Pairs within a chunk by matrix products, all chunks at once; the state by a short scan."""
+    q, k, v, g, starts = tokens
     length = q.shape[1]
     # [B, N, H, C, width] for the products, [B, N, C] and [B, N, H, C] for decay and documents
     Q, K, V = (jnp.swapaxes(chunks.split(a, chunk), 2, 3) for a in (q, k, v))

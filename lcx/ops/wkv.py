@@ -7,6 +7,7 @@ Peng et al. 2023, equations 16 and 24 to 29, with w <= 0 the log-decay of a toke
 keys of any size neither overflow nor vanish. A token that starts a document forgets the state.
 """
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -85,8 +86,12 @@ def wkv4(
     if state is None:
         state = WKVState.empty(batch, width)
     w, u, fk, fv = (a.astype(jnp.float32) for a in (w, u, k, v))
-    run = _reference if implementation == "reference" else _chunked
-    out, state = run(w, u, fk, fv, starts, state, min(chunk, length))
+    if implementation == "reference":
+        out, state = _reference(w, u, fk, fv, starts, state)
+    else:
+        run = partial(_chunked, w, u, min(chunk, length))
+        real = jnp.ones((1, length), bool)  # False where a slab is filled up
+        out, state = chunks.in_slabs(run, (fk, fv, starts, real), state)
     return out.astype(v.dtype), state
 
 
@@ -100,9 +105,8 @@ def _forget(state: WKVState, where: Bool[Array, "..."]) -> WKVState:
     return jax.tree.map(lambda e, s: jnp.where(where[..., None], e, s), empty, state)
 
 
-def _reference(w, u, k, v, starts, state, chunk):
+def _reference(w, u, k, v, starts, state):
     """The recurrence, token by token."""
-    del chunk
 
     def step(state, token):
         k, v, start = token
@@ -114,11 +118,10 @@ def _reference(w, u, k, v, starts, state, chunk):
     return jnp.moveaxis(out, 0, 1), state
 
 
-def _chunked(w, u, k, v, starts, state, chunk):
+def _chunked(w, u, chunk, tokens, state):
     """All chunks step through their tokens together, then the state crosses the chunks."""
-    length, width = k.shape[1:]
-    K, V, new = (chunks.split(a, chunk) for a in (k, v, starts))
-    real = chunks.split(jnp.ones((1, length), bool), chunk)  # padding adds and decays nothing
+    length, width = tokens[0].shape[1:]
+    K, V, new, real = (chunks.split(a, chunk) for a in tokens)  # what is not real adds nothing
 
     def step(local, token):
         k, v, start, real = token

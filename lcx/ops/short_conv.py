@@ -1,0 +1,40 @@
+"""A short causal convolution of each channel along time.
+
+    y_t = bias + sum_{i < W} weight_i x_{t - W + 1 + i}
+
+Taps that reach before the document's first token read zero. The state is the last W - 1 inputs.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def short_conv(
+    x: Float[Array, "B T D"],
+    weight: Float[Array, "W D"],
+    bias: Float[Array, " D"] | None = None,
+    *,
+    starts: Bool[Array, "B T"] | None = None,
+    state: Float[Array, "B W-1 D"] | None = None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B W-1 D"]]:
+    """Outputs in the dtype of x, summed in fp32; and the last W - 1 inputs of the document.
+
+    weight[W - 1] multiplies the current token. No state: zeros before the first token.
+    """
+    taps, length = weight.shape[0], x.shape[1]
+    before = jnp.zeros((x.shape[0], taps - 1, x.shape[2]), x.dtype) if state is None else state
+    inputs = jnp.concatenate([before.astype(x.dtype), x], axis=1)
+    document = None
+    if starts is not None:
+        document = jnp.pad(jnp.cumsum(starts, axis=1), ((0, 0), (taps - 1, 0)))
+    y = jnp.zeros((), jnp.float32) if bias is None else bias.astype(jnp.float32)
+    for i in range(taps):
+        tap = inputs[:, i : i + length].astype(jnp.float32)
+        if document is not None:
+            same = document[:, i : i + length] == document[:, taps - 1 :]
+            tap = jnp.where(same[..., None], tap, 0.0)
+        y = y + weight[i].astype(jnp.float32) * tap
+    last = inputs[:, length:]
+    if document is not None:
+        last = jnp.where((document[:, length:] == document[:, -1:])[..., None], last, 0)
+    return y.astype(x.dtype), last
