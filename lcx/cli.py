@@ -15,7 +15,8 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from lcx import spec
 from lcx.checkpoint import CorruptCheckpointError
-from lcx.data import SOURCES, TOKENIZERS, Corpus, Data
+from lcx.cost import cost_of
+from lcx.data import SOURCES, TASKS, TOKENIZERS, Task, Texts
 from lcx.evaluate import describe_data, evaluate
 from lcx.experiment import (
     ExperimentFile,
@@ -30,11 +31,11 @@ from lcx.experiment import (
 from lcx.layers import CHANNELS, NORMS
 from lcx.metrics import Evaluation, jsonable
 from lcx.mixers import MIXERS
-from lcx.model import count_parameters
 from lcx.positions import POSITIONS, SCALINGS
 from lcx.protocols import PROTOCOLS
-from lcx.report import print_table, write_report
+from lcx.report import print_costs, print_table, write_report
 from lcx.runs import Run, environment, write_json
+from lcx.sparsity import SPARSITIES
 from lcx.train import NonFiniteLossError, restore_params, train
 
 File = Annotated[Path, arg(help="experiment file, experiments/quickstart.py for one")]
@@ -60,7 +61,7 @@ class Session:
     experiments: Experiments
     chosen: list[str]
     out: Path
-    corpora: dict[Data, Corpus]
+    corpora: dict[Task, Texts]
     console: Console
 
     @property
@@ -110,7 +111,7 @@ class Session:
             variant=name,
             protocol=spec.encode(experiment.evaluation),
             data=describe_data(experiment, corpus, scores),
-            params=count_parameters(experiment.model),
+            cost=cost_of(experiment.model, experiment.train.length, experiment.evaluation.contexts),
             train_len=experiment.train.length,
             train_tokens=int(sum(row["tokens"] for row in last)),
             train_seconds=sum(row["seconds"] for row in last),
@@ -192,15 +193,28 @@ def report(session: Session, results: dict[str, Evaluation]) -> None:
     session.console.print(f"The page: {folder / 'report.html'}", highlight=False)
 
 
-def list_command(folder: Positional[Path] = Path("experiments")) -> None:
-    """List mixers, position schemes, sources and experiments, with a line each."""
+def list_command(
+    folder: Positional[Path] = Path("experiments"),
+    cost: Annotated[
+        Path | None,
+        arg(help="experiment file: list what each of its variants takes"),
+    ] = None,
+) -> None:
+    """List mixers, position schemes, tasks and experiments; or what an experiment takes."""
     console = Console()
+    if cost is not None:
+        variants = load(cost).experiments.items()
+        lengths = sorted({c for _, e in variants for c in e.evaluation.contexts})
+        print_costs({n: cost_of(e.model, e.train.length, lengths) for n, e in variants}, console)
+        return
     tables = {
         "mixers": MIXERS,
+        "sparsities of softmax attention": SPARSITIES,
         "positions": POSITIONS,
         "scalings": SCALINGS,
         "channel mixers": CHANNELS,
         "norms": NORMS,
+        "tasks": TASKS,
         "sources": SOURCES,
         "tokenizers": TOKENIZERS,
         "evaluation protocols": PROTOCOLS,

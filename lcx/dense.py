@@ -1,5 +1,8 @@
 """Projections: one line gives a weight its shape, its initialisation and its sharding."""
 
+import math
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
@@ -11,6 +14,25 @@ from lcx.types import Dims
 
 Axes = tuple[str | None, str | None]
 """Logical names of a weight's input and output axes; `lcx.mesh.RULES` maps them to the mesh."""
+
+
+def uniform(bound: float) -> Initializer:
+    """Values drawn evenly from [-bound, bound]."""
+
+    def draw(key, shape, dtype=jnp.float32, out_sharding=None):
+        return jax.random.uniform(
+            key, shape, dtype, minval=-bound, maxval=bound, out_sharding=out_sharding
+        )
+
+    return draw
+
+
+def step_bias(rngs: nnx.Rngs, heads: int) -> Float[Array, " H"]:
+    """b such that softplus(b), a step of time, is log-uniform in [0.001, 0.1], fp32 (Mamba)."""
+    step = jnp.exp(
+        jax.random.uniform(rngs.params(), (heads,), minval=math.log(1e-3), maxval=math.log(1e-1))
+    )
+    return step + jnp.log(-jnp.expm1(-step))  # the inverse of softplus
 
 
 def linear(

@@ -13,13 +13,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from rich.console import Console
 
-from lcx import spec
-from lcx.data import Corpus
+from lcx.data import Texts
 from lcx.experiment import Experiment
-from lcx.loss import LOGITS, token_nll
+from lcx.loss import LOGITS, TokenScores, token_scores
 from lcx.mesh import make_mesh
 from lcx.metrics import ContextScore, DocumentScore, context_score
 from lcx.model import LM
@@ -45,7 +44,7 @@ class Job(NamedTuple):
 def evaluate(
     experiment: Experiment,
     params: Params,
-    corpus: Corpus,
+    corpus: Texts,
     name: str,
     console: Console | None = None,
 ) -> tuple[list[ContextScore], float]:
@@ -60,7 +59,7 @@ def evaluate(
     longest = max(len(job.window.tokens) for job in jobs)
     sums: dict[int, dict[int, DocumentScore]] = defaultdict(
         lambda: {
-            i: DocumentScore(name=document, nll=0.0, tokens=0, bytes=0)
+            i: DocumentScore(name=document, nll=0.0, tokens=0, bytes=0, hits=0)
             for i, (document, _) in enumerate(documents)
         }
     )
@@ -68,12 +67,13 @@ def evaluate(
         streamer = Streamer(experiment.model, params, longest)
         total = sum(len(job.window.tokens) for job in jobs)
         task = bar.add_task(f"{name}, evaluating", total=total, note="tokens")
-        for job, nll in streamer.score(jobs):
+        for job, nll, hit in streamer.score(jobs):
             bar.advance(task, len(job.window.tokens))
             for score in job.window.scores:
                 entry = sums[score.context][job.document]
                 scored = job.window.tokens[score.first : score.last]
                 entry["nll"] += float(nll[score.first : score.last].sum(dtype=np.float64))
+                entry["hits"] += int(hit[score.first : score.last].sum())
                 entry["tokens"] += len(scored)
                 entry["bytes"] += int(corpus.tokenizer.byte_lengths[scored].sum())
     scores = [context_score(c, list(sums[c].values())) for c in protocol.contexts]
@@ -92,19 +92,23 @@ class Streamer:
             lambda params, tokens, state: model.hidden(params, tokens, state=state),
             donate_argnums=2,
         )
-        self._nll: Callable = jax.jit(partial(_nll_in_pieces, model))
+        self._scores: Callable = jax.jit(partial(_scores_in_pieces, model))
 
-    def score(self, jobs: list[Job]) -> Iterator[tuple[Job, Float[np.ndarray, " n"]]]:
+    def score(
+        self, jobs: list[Job]
+    ) -> Iterator[tuple[Job, Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]]:
         """Each job with the negative log-likelihood of each of its window's tokens, in nats.
 
-        Tokens that no score of the window asks for have 0.
+        And whether no other token was likelier. Tokens that no score of the window asks for have 0.
         """
         jobs = sorted(jobs, key=lambda job: len(job.window.tokens))
         for at in range(0, len(jobs), self._rows):
             group = jobs[at : at + self._rows]
-            yield from zip(group, self._read([job.window for job in group]), strict=True)
+            yield from zip(group, *self._read([job.window for job in group]), strict=True)
 
-    def _read(self, windows: list[Window]) -> Float[np.ndarray, "B n"]:
+    def _read(
+        self, windows: list[Window]
+    ) -> tuple[Float[np.ndarray, "B n"], Bool[np.ndarray, "B n"]]:
         """Windows side by side, padded at the end, where padding cannot reach any scored token."""
         longest = max(len(w.tokens) for w in windows)
         pieces = -(-(longest - 1) // PIECE)
@@ -114,36 +118,37 @@ class Streamer:
             tokens[row, : len(window.tokens)] = window.tokens
             for score in window.scores:
                 wanted[row, score.first : score.last] = True
-        nll = np.zeros(tokens.shape, np.float32)
+        nll, hit = np.zeros(tokens.shape, np.float32), np.zeros(tokens.shape, bool)
         state = self._model.init_state(self._rows, self._capacity)
         for first in range(0, pieces * PIECE, PIECE):
             targets = slice(first + 1, first + 1 + PIECE)
             x, state = self._advance(self._params, tokens[:, first : first + PIECE], state)
             if wanted[:, targets].any():
-                nll[:, targets] = self._nll(self._params, x, tokens[:, targets])
-        return np.where(wanted, nll, 0)[: len(windows)]
+                scores = self._scores(self._params, x, tokens[:, targets])
+                nll[:, targets], hit[:, targets] = scores.nll, scores.hit
+        n = len(windows)
+        return np.where(wanted, nll, 0)[:n], (wanted & hit)[:n]
 
 
-def _nll_in_pieces(
+def _scores_in_pieces(
     model: LM, params: Params, x: Float[Array, "B T D"], targets: Int[Array, "B T"]
-) -> Float[Array, "B T"]:
-    """As `token_nll`, with at most about LOGITS logits at a time."""
+) -> TokenScores:
+    """As `token_scores`, with at most about LOGITS logits at a time."""
     size = max(1, LOGITS // (x.shape[0] * model.vocab))
     if size >= x.shape[1]:
-        return token_nll(model, params, x, targets)[0]
+        return token_scores(model, params, x, targets)
 
     def one(column):
-        x, target = column
-        return token_nll(model, params, x, target)[0]
+        return token_scores(model, params, *column)
 
-    return jax.lax.map(one, (jnp.moveaxis(x, 1, 0), targets.T), batch_size=size).T
+    by_column = jax.lax.map(one, (jnp.moveaxis(x, 1, 0), targets.T), batch_size=size)
+    return jax.tree.map(jnp.transpose, by_column)
 
 
-def describe_data(experiment: Experiment, corpus: Corpus, scores: list[ContextScore]) -> dict:
+def describe_data(experiment: Experiment, corpus: Texts, scores: list[ContextScore]) -> dict:
     """What a result says of the data that it was measured on."""
     return {
-        "source": spec.describe(experiment.data.source),
-        "tokenizer": spec.describe(experiment.data.tokenizer),
+        **corpus.describe(),
         "fingerprint": corpus.fingerprint,
         "split": experiment.evaluation.split,
         "documents": len(scores[0]["documents"]),

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from lcx import spec
-from lcx.data import SOURCES, TOKENIZERS, Corpus, Data
+from lcx.data import SOURCES, TASKS, TOKENIZERS, Data, Task, Texts
 from lcx.layers import CHANNELS, NORMS
 from lcx.mesh import Mesh
 from lcx.mixers import MIXERS
@@ -17,6 +17,7 @@ from lcx.model import LM, Block
 from lcx.optim import AdamW
 from lcx.positions import POSITIONS, SCALINGS
 from lcx.protocols import PROTOCOLS, EvaluationProtocol, SameTargets
+from lcx.sparsity import SPARSITIES
 from lcx.types import Policy
 
 
@@ -56,7 +57,7 @@ class Experiment:
     """One variant. What an experiment file returns, by name."""
 
     model: LM = LM()
-    data: Data = Data()
+    data: Task = Data()
     train: Train = Train()
     evaluation: EvaluationProtocol = SameTargets()
     mesh: Mesh = Mesh()
@@ -81,8 +82,9 @@ def types(experiment: Experiment) -> Mapping[str, type]:
 
     Beside the tables' names these are its own: an experiment file may define mixers of its own.
     """
-    plain = (Experiment, Train, AdamW, LM, Block, Policy, Data, Mesh)
-    tables = (MIXERS, POSITIONS, SCALINGS, CHANNELS, NORMS, SOURCES, TOKENIZERS, PROTOCOLS)
+    plain = (Experiment, Train, AdamW, LM, Block, Policy, Mesh)
+    models = (MIXERS, SPARSITIES, POSITIONS, SCALINGS, CHANNELS, NORMS)
+    tables = (*models, TASKS, SOURCES, TOKENIZERS, PROTOCOLS)
     names = {c.__name__: c for c in plain}
     for table in tables:
         names |= table
@@ -164,7 +166,7 @@ def with_ancestors(names: Iterable[str], experiments: Experiments) -> list[str]:
     return ordered
 
 
-def validate(name: str, experiment: Experiment, experiments: Experiments, corpus: Corpus) -> None:
+def validate(name: str, experiment: Experiment, experiments: Experiments, corpus: Texts) -> None:
     """Raise ValueError for whatever can be known to fail before any training starts."""
     model, train = experiment.model, experiment.train
 
@@ -196,10 +198,8 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
         )
     if experiment.mesh.devices > len(jax.devices()):
         raise problem("mesh", f"takes {experiment.mesh.devices} devices of {len(jax.devices())}")
-    protocol = experiment.evaluation
     try:
-        corpus.documents("train")
-        corpus.long_documents(protocol.split, protocol.length)
+        corpus.check(train.length, experiment.evaluation)
     except ValueError as error:
         raise problem("evaluation", error) from error
 

@@ -1,4 +1,4 @@
-"""The two pictures of a report: perplexity against context length, and training loss.
+"""The pictures of a report: perplexity (or accuracy) against context length, training loss, state.
 
 Each is drawn for a look (light or dark) and a width; the words around them are in report.py.
 """
@@ -11,6 +11,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from lcx.metrics import PERPLEXITY, Measure, measure_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,22 +94,26 @@ def _canvas(narrow: bool) -> tuple["Figure", "Axes"]:
     return fig, fig.add_subplot()
 
 
-def draw_perplexity(report: Report, look: Look, narrow: bool) -> "Figure":
-    """Perplexity against context length, with bands, as `lcx.report.write_report` sums it up."""
+def draw_measure(report: Report, look: Look, narrow: bool) -> "Figure":
+    """Perplexity or accuracy against context length, with bands, as `write_report` sums it up."""
     from matplotlib.markers import CARETUP
 
     fig, ax = _canvas(narrow)
+    measure = measure_in(report)
     contexts = context_lengths(report)
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(contexts, [short_length(c) for c in contexts])
-    ax.set_xlim(contexts[0] / 2**0.3, contexts[-1] * 2**0.3)
-    ax.set_xlabel("context length (tokens)")
+    _length_axis(ax, contexts)
     points = {
-        name: np.array([[p["context"], p["ppl"], *p["ci95"]] for p in v["contexts"]], dtype=float)
+        name: np.array(
+            [[p["context"], p[measure.key], *p[measure.interval]] for p in v["contexts"]], float
+        )
         for name, v in report["variants"].items()
     }
-    top = _log_axis(ax, [p[:, 1:] for p in points.values()])
-    ax.set_ylabel("perplexity")
+    if measure is PERPLEXITY:
+        top = _log_axis(ax, [p[:, 1:] for p in points.values()])
+    else:
+        top = 1.03
+        ax.set_ylim(-0.03, top)
+    ax.set_ylabel(measure.name)
     for length in sorted({v["train_len"] for v in report["variants"].values()}):
         if contexts[0] <= length <= contexts[-1]:
             ax.axvline(length, color=look.faint, linestyle=":", linewidth=1.2, zorder=1)
@@ -129,6 +135,50 @@ def draw_perplexity(report: Report, look: Look, narrow: bool) -> "Figure":
             ax.plot(x[above], np.full(above.sum(), top), **edge, markersize=9)
     ends = [(p[-1, 0], p[-1, 1]) for p in points.values()]
     _name_curves(fig, ax, look, narrow, list(points), ends)
+    return fig
+
+
+def draw_state(report: Report, look: Look, narrow: bool) -> "Figure":
+    """What decoding keeps, against the length of the text: both on log scales."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    fig, ax = _canvas(narrow)
+    variants = report["variants"].items()
+    kept = {name: list(v["cost"]["state_bytes"].values()) for name, v in variants}
+    lengths = [int(c) for c in next(iter(report["variants"].values()))["cost"]["state_bytes"]]
+    _length_axis(ax, lengths)
+    ax.set_xlabel("length of the text (tokens)")
+    ax.set_yscale("log", base=2)
+    ax.yaxis.set_major_locator(LogLocator(base=2, numticks=8))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short_bytes(y)))
+    ax.set_ylabel("state (bytes)")
+    for i, y in enumerate(kept.values()):
+        ax.plot(lengths, y, **_style(i, look), linewidth=1.7, markersize=5.5)
+    ends = [(lengths[-1], y[-1]) for y in kept.values()]
+    _name_curves(fig, ax, look, narrow, list(kept), ends, short_bytes)
+    return fig
+
+
+def draw_recall(report: Report, look: Look, narrow: bool) -> "Figure":
+    """Accuracy at the longest context against what decoding keeps there: one point a variant."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    fig, ax = _canvas(narrow)
+    longest = context_lengths(report)[-1]
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(LogLocator(base=2, numticks=5 if narrow else 9))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short_bytes(x)))
+    ax.set_xlabel(f"state after {longest:,} tokens (bytes)")
+    ax.set_ylabel(f"accuracy at {longest:,} tokens")
+    ax.set_ylim(-0.03, 1.03)
+    ends = []
+    for i, v in enumerate(report["variants"].values()):
+        point = next(p for p in v["contexts"] if p["context"] == longest)
+        ends.append((v["cost"]["state_bytes"][str(longest)], point["accuracy"]))
+        ax.plot(*ends[-1], **_style(i, look), markersize=7)
+    _name_curves(fig, ax, look, narrow, list(report["variants"]), ends)
     return fig
 
 
@@ -166,6 +216,13 @@ def draw_training(report: Report, curves: Curves, look: Look, narrow: bool) -> "
     return fig
 
 
+def _length_axis(ax: "Axes", lengths: list[int]) -> None:
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(lengths, [short_length(c) for c in lengths])
+    ax.set_xlim(lengths[0] / 2**0.3, lengths[-1] * 2**0.3)
+    ax.set_xlabel("context length (tokens)")
+
+
 def _log_axis(ax: "Axes", values: list[np.ndarray]) -> float:
     """A log y axis with plain numbers that fits `values`, one array a curve; its upper limit.
 
@@ -197,6 +254,7 @@ def _name_curves(
     narrow: bool,
     names: list[str],
     ends: Sequence[tuple[float, float] | None],
+    write: Callable[[float], str] | None = None,
 ) -> None:
     """Name each curve and its last value beside its end; below the axes on a narrow picture.
 
@@ -227,8 +285,28 @@ def _name_curves(
                         annotation_clip=False)  # fmt: skip
         ax.plot(1.04, height, **style, markersize=5, transform=ax.transAxes, clip_on=False)
         arrow = "↑" if y > top else ""
-        ax.text(1.06, height, f"{short[name]}  {arrow}{short_number(y)}", size=8.5, va="center",
+        value = short_number(y) if write is None else write(y)
+        ax.text(1.06, height, f"{short[name]}  {arrow}{value}", size=8.5, va="center",
                 transform=ax.transAxes)  # fmt: skip
+
+
+def measure_in(report: Report) -> Measure:
+    """What the report is about."""
+    return measure_of(report["protocol"]["type"])
+
+
+def best_variants(report: Report) -> dict[int, set[str]]:
+    """Who is best at each context; several names on an exact tie."""
+    measure, best = measure_in(report), {}
+    for c in context_lengths(report):
+        values = {
+            name: p[measure.key]
+            for name, v in report["variants"].items()
+            for p in v["contexts"]
+            if p["context"] == c and math.isfinite(or_nan(p[measure.key]))
+        }
+        best[c] = {n for n, x in values.items() if x == measure.best(values.values())}
+    return best
 
 
 def context_lengths(report: Report) -> list[int]:
@@ -250,6 +328,18 @@ def short_number(x: float | None) -> str:
         return f"{x:.{2 if abs(x) < 10 else 1 if abs(x) < 100 else 0}f}"
     mantissa, exponent = f"{x:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"
+
+
+def megaflops(flops: float | None) -> str:
+    """FLOPs in millions; a dash where they are not known."""
+    return "–" if flops is None else f"{flops / 1e6:,.2f}"
+
+
+def short_bytes(n: float) -> str:
+    """512B, 64k, 1.5M, 3G: in powers of 1024, three figures."""
+    units = ("B", "k", "M", "G", "T")
+    power = next((i for i in range(len(units)) if n < 1000 * 1024**i), len(units) - 1)
+    return f"{n / 1024**power:.3g}{units[power]}"
 
 
 def short_length(tokens: int) -> str:

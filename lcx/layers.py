@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from lcx.dense import linear, residual, zeros
+from lcx.dense import linear, residual, uniform, zeros
 from lcx.types import Context, Dims, Params, State
 
 
@@ -108,7 +108,8 @@ def token_shift(
 class RWKVChannelMix:
     """RWKV-4's gated channel mix: sigmoid(r) * relu(k)^2 V, on token-shifted inputs.
 
-    Peng et al. 2023, equations 17 to 18. State: the last token.
+    Peng et al. 2023, equations 17 to 18. RWKV-5's and 6's is the same function (6 writes 1 - mix
+    for mix), 3.5 times as wide as the model. State: the last token.
     """
 
     hidden: int | None = None
@@ -151,5 +152,50 @@ def blend(
     return previous + (x - previous) * mix[...].astype(x.dtype)
 
 
-CHANNELS: dict[str, type] = {c.__name__: c for c in (SwiGLU, RWKVChannelMix)}
+def rwkv_depth(dims: Dims) -> tuple[float | Float[Array, ""], float | Float[Array, ""]]:
+    """Where a layer stands, as RWKV's initialisations have it: l / (L - 1), and 1 - l / L."""
+    return dims.layer / max(dims.layers - 1, 1), 1 - dims.layer / dims.layers
+
+
+def rwkv_decay(dims: Dims) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
+    """Initial log(-log(decay)) and bonus of each channel, in RWKV-5 and 6; fp32."""
+    depth, _ = rwkv_depth(dims)
+    channel = jnp.arange(dims.model, dtype=jnp.float32)
+    line = channel / max(dims.model - 1, 1)
+    decay = -6 + 5 * line ** (0.7 + 1.3 * depth)
+    return decay, depth * (1 - line) + 0.1 * ((channel + 1) % 3 - 1)
+
+
+@dataclass(frozen=True)
+class RWKV7ChannelMix:
+    """RWKV-7's channel mix: relu(k)^2 V without a gate, on token-shifted inputs.
+
+    Peng et al. 2025, equations 24 to 25. State: the last token.
+    """
+
+    hidden: int | None = None
+    """F; None: four times the width."""
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        hidden = self.hidden or 4 * dims.model
+        _, to_end = rwkv_depth(dims)
+        small = uniform(0.5 * dims.model**-0.5)
+        return nnx.Dict(
+            mix=nnx.Param(1 - token_mix(dims, to_end**4)),
+            key=linear(dims, dims.model, hidden, ("embed", "mlp"), rngs, small),
+            value=linear(dims, hidden, dims.model, ("mlp", "embed"), rngs, zeros),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        return {"last": jnp.zeros((batch, dims.model), dims.policy.compute)}
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State | None]:
+        before = token_shift(x, None if state is None else state["last"], ctx.starts) - x
+        k = params.key(x + before * params.mix[...].astype(x.dtype))
+        return params.value(jnp.square(jax.nn.relu(k))), state and {"last": x[:, -1]}
+
+
+CHANNELS: dict[str, type] = {c.__name__: c for c in (SwiGLU, RWKVChannelMix, RWKV7ChannelMix)}
 NORMS: dict[str, type] = {c.__name__: c for c in (RMSNorm, LayerNorm)}

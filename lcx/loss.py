@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lcx.model import LM
 from lcx.types import Params
@@ -23,14 +23,25 @@ class LossSums(NamedTuple):
     tokens: Float[Array, ""]
 
 
-def token_nll(
+class TokenScores(NamedTuple):
+    """What the head makes of each target; fp32."""
+
+    nll: Float[Array, "*n"]
+    """Negative log-likelihood, in nats."""
+    log_z: Float[Array, "*n"]
+    """The logarithm of the softmax's normaliser."""
+    hit: Bool[Array, "*n"]
+    """Whether no token was likelier."""
+
+
+def token_scores(
     model: LM, params: Params, x: Float[Array, "*n D"], targets: Int[Array, "*n"]
-) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
-    """Negative log-likelihood of each target in nats, and the log-normaliser; both fp32."""
+) -> TokenScores:
+    """Score each target from what the head reads before it."""
     logits = model.logits(params, x)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return log_z - picked, log_z
+    return TokenScores(log_z - picked, log_z, picked >= logits.max(axis=-1))
 
 
 def loss_sums(
@@ -40,14 +51,15 @@ def loss_sums(
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
 ) -> LossSums:
-    """Sums over the tokens of weight 1; those of weight 0 are not scored.
+    """Sums over the tokens of weight 1; those of weight 0 are not scored, whatever their target.
 
     A large vocabulary is scored in pieces along T, each computed again in the backward pass.
     """
 
     def piece(x, targets, weights):
-        nll, log_z = token_nll(model, params, x, targets)
-        return LossSums((nll * weights).sum(), (jnp.square(log_z) * weights).sum(), weights.sum())
+        of = token_scores(model, params, x, targets)
+        z2 = jnp.square(of.log_z)
+        return LossSums((of.nll * weights).sum(), (z2 * weights).sum(), weights.sum())
 
     batch, length = targets.shape
     size = max(1, LOGITS // (batch * model.vocab))

@@ -6,8 +6,8 @@ unit of chance: tokens of one text rise and fall together, so intervals resample
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, TypedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from jaxtyping import Float
@@ -23,6 +23,8 @@ class DocumentScore(TypedDict):
     tokens: int
     bytes: int
     """Bytes of text that the target tokens stand for, whatever the tokenizer."""
+    hits: int
+    """Target tokens that no other token was likelier than."""
 
 
 class ContextScore(TypedDict):
@@ -33,8 +35,39 @@ class ContextScore(TypedDict):
     bits_per_byte: float
     ci95: list[float]
     """[low, high] of `ppl`; both NaN when there is a single document."""
+    accuracy: float
+    """Share of the target tokens that no other token was likelier than."""
+    accuracy_ci95: list[float]
     tokens: int
     documents: list[DocumentScore]
+
+
+class Cost(TypedDict):
+    """What a variant takes, as far as its specification tells; see `lcx.cost`."""
+
+    parameters: int
+    training_flops: float | None
+    """Per token of training, forward and backward; a multiply-add counts as two. None: unknown."""
+    state_bytes: dict[str, int]
+    """What decoding one text keeps, by its length in tokens (as JSON has it: a string)."""
+
+
+class Measure(NamedTuple):
+    """Which number of a `ContextScore` a report is about."""
+
+    name: str
+    key: Literal["ppl", "accuracy"]
+    interval: Literal["ci95", "accuracy_ci95"]
+    best: Callable[[Iterable[float]], float]
+
+
+PERPLEXITY = Measure("perplexity", "ppl", "ci95", min)
+ACCURACY = Measure("accuracy", "accuracy", "accuracy_ci95", max)
+
+
+def measure_of(protocol: str) -> Measure:
+    """Accuracy where the targets can be known for certain, perplexity for everything else."""
+    return ACCURACY if protocol == "Recall" else PERPLEXITY
 
 
 class Evaluation(TypedDict):
@@ -43,7 +76,7 @@ class Evaluation(TypedDict):
     variant: str
     protocol: dict[str, Any]
     data: dict[str, Any]
-    params: int
+    cost: Cost
     train_len: int
     """Tokens per training sequence: contexts beyond it are extrapolation."""
     train_tokens: int
@@ -87,11 +120,14 @@ def context_score(context: int, documents: Sequence[DocumentScore]) -> ContextSc
         raise ValueError(f"no documents were scored at context {context}")
     nll = math.fsum(d["nll"] for d in documents)
     tokens = sum(d["tokens"] for d in documents)
+    counts = _column(documents, "tokens")
     return ContextScore(
         context=context,
         ppl=perplexity(nll, tokens),
         bits_per_byte=bits_per_byte(nll, sum(d["bytes"] for d in documents)),
-        ci95=_interval(_column(documents, "nll"), _column(documents, "tokens")),
+        ci95=[_exp(x) for x in _interval(_column(documents, "nll"), counts)],
+        accuracy=sum(d["hits"] for d in documents) / tokens,
+        accuracy_ci95=_interval(_column(documents, "hits"), counts),
         tokens=tokens,
         documents=list(documents),
     )
@@ -125,7 +161,9 @@ def paired_difference(a: ContextScore, b: ContextScore) -> PairedDifference:
         nll = _column(a["documents"], "nll") - _column(b["documents"], "nll")
     tokens = _column(a["documents"], "tokens")
     return PairedDifference(
-        context=a["context"], ratio=_exp(nll.sum() / tokens.sum()), ci95=_interval(nll, tokens)
+        context=a["context"],
+        ratio=_exp(nll.sum() / tokens.sum()),
+        ci95=[_exp(x) for x in _interval(nll, tokens)],
     )
 
 
@@ -140,34 +178,34 @@ def jsonable(tree: Any) -> Any:
     return tree
 
 
-def _interval(nll: Float[np.ndarray, " N"], tokens: Float[np.ndarray, " N"]) -> list[float]:
-    """95% bootstrap interval of exp(sum nll / sum tokens) over N documents.
+def _interval(sums: Float[np.ndarray, " N"], tokens: Float[np.ndarray, " N"]) -> list[float]:
+    """95% bootstrap interval of sum(sums) / sum(tokens) over N documents.
 
     Percentile rather than BCa: it survives a variant paired with its equal (all differences 0,
     where BCa divides by zero), and on simulated scores of 24 documents the two covered the truth
     alike (91% and 91% of 400 normal draws, 93% and 92% of skewed ones). With six documents both
-    are too narrow (82% to 90%). Percentiles commute with exp, so the resampling is done in nats,
-    which cannot overflow. The seed is fixed: the same scores always give the same interval.
+    are too narrow (82% to 90%). Percentiles commute with exp, so perplexities are resampled in
+    nats, which cannot overflow. The seed is fixed: the same scores always give the same interval.
     """
     from scipy.stats import bootstrap
 
-    if len(nll) < 2 or not np.isfinite(nll).all():
+    if len(sums) < 2 or not np.isfinite(sums).all():
         return [math.nan, math.nan]
     result = bootstrap(
-        (nll, tokens),
-        lambda nll, tokens, axis: nll.sum(axis=axis) / tokens.sum(axis=axis),
+        (sums, tokens),
+        lambda sums, tokens, axis: sums.sum(axis=axis) / tokens.sum(axis=axis),
         paired=True,
         vectorized=True,
         method="percentile",
         n_resamples=9999,
-        batch=max(1, 2**22 // len(nll)),  # bounds the resampled arrays to 32 MB each
+        batch=max(1, 2**22 // len(sums)),  # bounds the resampled arrays to 32 MB each
         rng=np.random.default_rng(0),
     )
-    return [_exp(result.confidence_interval.low), _exp(result.confidence_interval.high)]
+    return [float(result.confidence_interval.low), float(result.confidence_interval.high)]
 
 
 def _column(
-    documents: Sequence[DocumentScore], key: Literal["nll", "tokens"]
+    documents: Sequence[DocumentScore], key: Literal["nll", "tokens", "hits"]
 ) -> NDArray[np.float64]:
     return np.array([d[key] for d in documents], dtype=np.float64)  # None, from JSON, becomes NaN
 

@@ -165,4 +165,39 @@ class ByPosition:
         yield Window(_marked(bos, ids[: self.length]), tuple(scores))
 
 
-PROTOCOLS: dict[str, type] = {c.__name__: c for c in (SameTargets, Sliding, ByPosition)}
+@dataclass(frozen=True)
+class Recall:
+    """Of the pairs that c tokens hold, c / 4 of them, how many does the model know?
+
+    For `MQAR`, whose documents are pairs of a key and a value. A window shows the first c / 4 pairs
+    and asks for each by its key, in random order; the values that follow are scored, so accuracy is
+    the share of pairs that were kept.
+    """
+
+    contexts: tuple[int, ...] = (64, 128, 256, 512)
+    split: Literal["validation", "test"] = "test"
+    documents: int | None = None
+
+    def __post_init__(self):
+        _check("Recall", self.contexts, self.documents)
+        if any(c % 4 for c in self.contexts):
+            raise ValueError(f"Recall: a pair takes 4 tokens; not all of {self.contexts} do")
+
+    @property
+    def length(self) -> int:
+        return self.contexts[-1] // 2
+
+    def windows(self, ids: Ids, bos: int) -> Iterator[Window]:
+        for c in self.contexts:
+            pairs = ids[: c // 2]
+            asked = asked_again(np.random.default_rng(c), pairs)
+            text = _marked(bos, np.concatenate([pairs, asked]))
+            yield Window(text, tuple(Score(c, i, i + 1) for i in range(c // 2 + 2, c + 1, 2)))
+
+
+def asked_again(rng: np.random.Generator, pairs: Ids) -> Ids:
+    """The same pairs in another order."""
+    return rng.permutation(pairs.reshape(-1, 2)).ravel()
+
+
+PROTOCOLS: dict[str, type] = {c.__name__: c for c in (SameTargets, Sliding, ByPosition, Recall)}

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lcx.checkpoint import Checkpoints, CorruptCheckpointError
-from lcx.data import Corpus
+from lcx.data import Texts
 from lcx.experiment import Experiment
 from lcx.loss import loss_sums
 from lcx.mesh import BATCH, make_mesh, shardings
@@ -51,13 +51,12 @@ def make_step(
 
     def loss(params: Params, batch: Batch, tokens: Float[Array, ""]):
         x, _ = model.hidden(params, batch["tokens"], batch["positions"], batch["segments"])
-        weights = (batch["segments"] > 0).astype(jnp.float32)
-        sums = loss_sums(model, params, x, batch["targets"], weights)
+        sums = loss_sums(model, params, x, batch["targets"], scored(batch).astype(jnp.float32))
         nll = sums.nll / tokens
         return nll + settings.z_loss * sums.z2 / tokens, nll
 
     def step(state: TrainState, batch: Batch):
-        tokens = (batch["segments"] > 0).sum().astype(jnp.float32)
+        tokens = scored(batch).sum().astype(jnp.float32)
         gradient = partial(jax.value_and_grad(loss, has_aux=True), state.params)
         if settings.accumulate == 1:
             (_, nll), gradients = gradient(batch, tokens)
@@ -78,10 +77,15 @@ def make_step(
     return step
 
 
+def scored(batch: Batch) -> Bool[Array, "B T"]:
+    """Which targets count: those of no padding, and not marked as unpredictable by a -1."""
+    return (batch["segments"] > 0) & (batch["targets"] >= 0)
+
+
 def train(
     experiment: Experiment,
     run: Run,
-    corpus: Corpus,
+    corpus: Texts,
     start: Params | None = None,
     console: Console | None = None,
 ) -> None:

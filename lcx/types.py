@@ -101,6 +101,18 @@ class Half(Protocol):
 
 
 @runtime_checkable
+class Mixer(Half, Protocol):
+    """A token mixer that knows what mixing takes. One that does not leaves a gap in cost tables."""
+
+    def mixing_flops(self, dims: Dims, length: int) -> float:
+        """FLOPs a token of the forward pass beyond a multiply-add (two) for each parameter.
+
+        By the mixer's formula, on average over a text of `length` tokens.
+        """
+        ...
+
+
+@runtime_checkable
 class SharingHalf(Half, Protocol):
     """A half whose layers hand something on to the same kind of half in later layers.
 

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lcx.ops.attention import _blockwise, _Tiling, attention
+from lcx.ops.attention import attention, merge
+from lcx.ops.blockwise import HIDDEN, Scoring, Tiling, blockwise
 
-NAMES = ("o", "dq", "dk", "dv")
+NAMES = ("o", "lse", "dq", "dk", "dv")
 
 # Two shapes of loop: tiles written out, batch rows in turn; and compiled loops over whole batches.
-UNROLLED, LOOPED = _Tiling(1, 16, 16, unroll=True), _Tiling(2, 16, 24, unroll=False)
+UNROLLED, LOOPED = Tiling(1, 16, 16, unroll=True), Tiling(2, 16, 24, unroll=False)
 
 
 def inputs(B=2, T=40, S=None, H=4, G=2, K=8, V=None, dtype=jnp.float32):
@@ -24,36 +25,33 @@ def inputs(B=2, T=40, S=None, H=4, G=2, K=8, V=None, dtype=jnp.float32):
 
 
 def output_and_gradients(form, q, k, v, do, **options):
-    o, pull = jax.vjp(partial(form, **options), q, k, v)
-    return dict(zip(NAMES, (o, *pull(do)), strict=True))
+    (o, lse), pull = jax.vjp(partial(form, **options), q, k, v)
+    dlse = jnp.sin(jnp.arange(lse.size, dtype=lse.dtype)).reshape(lse.shape)
+    return dict(zip(NAMES, (o, lse, *pull((do, dlse))), strict=True))
 
 
-def tiled(tiling, q, k, v, *, offset=0, window=None, segments=None):
+def tiled(tiling, q, k, v, *, offset=0, window=None, softcap=None, segments=None):
     """The blockwise form, cut as the test says."""
     B, T, H, K = q.shape
     G = k.shape[2]
-    o = _blockwise(
-        q.reshape(B, T, G, H // G, K),
-        *(k, v, offset),
-        window=window,
-        scale=K**-0.5,
-        segments=segments,
-        tiling=tiling._replace(queries=min(T, tiling.queries), keys=min(k.shape[1], tiling.keys)),
-    )
-    return o.reshape(B, T, H, -1)
+    tiling = tiling._replace(queries=min(T, tiling.queries), keys=min(k.shape[1], tiling.keys))
+    scoring = Scoring(K**-0.5, window, softcap)
+    grouped = q.reshape(B, T, G, H // G, K)
+    o, lse = blockwise(grouped, k, v, offset, scoring, segments, tiling)
+    return o.reshape(B, T, H, -1), lse.reshape(B, T, H)
 
 
 def check(arrays, tiling=None, bound=1e-5, offsets=None, segments=None, **options):
     """The two forms agree; measured: to 1e-6. `offsets` are given at run time, in turn."""
-    blockwise = attention if tiling is None else partial(tiled, tiling)
+    fast = attention if tiling is None else partial(tiled, tiling)
     reference = partial(attention, implementation="reference")
 
     @jax.jit
     def both(arrays, segments, traced):
         given = options | {"segments": segments} | traced
-        return [output_and_gradients(form, *arrays, **given) for form in (blockwise, reference)]
+        return [output_and_gradients(form, *arrays, **given) for form in (fast, reference)]
 
-    for traced in [{}] if offsets is None else [{"offset": np.int32(n)} for n in offsets]:
+    for traced in [{}] if offsets is None else [{"offset": jnp.int32(n)} for n in offsets]:
         errors = worst(*both(arrays, segments, traced))
         assert max(errors.values()) < bound, (traced, errors)
 
@@ -68,14 +66,37 @@ def worst(got, expected):
 
 def test_reference_is_softmax_attention_written_out():
     q, k, v, _ = inputs(B=1, T=5, S=8, H=2, G=1, K=4, V=3)
-    got = attention(q, k, v, offset=2, window=3, scale=0.7, implementation="reference")
+    options = {"offset": 2, "window": 3, "scale": 0.7, "softcap": 1.1}
+    got, lse = attention(q, k, v, **options, implementation="reference")
     for t in range(5):
         seen = range(max(0, t), t + 3)
         for h in range(2):
             scores = np.array([0.7 * np.dot(q[0, t, h], k[0, s, 0]) for s in seen])
+            scores = 1.1 * np.tanh(scores / 1.1)
             weights = np.exp(scores) / np.exp(scores).sum()
             wanted = sum(w * np.asarray(v[0, s, 0]) for w, s in zip(weights, seen, strict=True))
             np.testing.assert_allclose(got[0, t, h], wanted, rtol=2e-5, atol=1e-6)
+            np.testing.assert_allclose(lse[0, t, h], np.log(np.exp(scores).sum()), rtol=2e-5)
+
+
+def test_merged_sets_of_keys_are_one_softmax():
+    q, k, v, do = inputs(T=24)
+    segments = jnp.arange(24)[None].repeat(2, 0) // 9
+
+    def apart(q, k, v):
+        near = attention(q, k, v, window=5, segments=(segments, segments))
+        # the whole past as seen by the token 5 before: nothing at first
+        far = attention(q, k, v, offset=-5, segments=(segments, segments))
+        return merge(near, far)
+
+    whole = partial(attention, segments=(segments, segments))
+    errors = worst(*(output_and_gradients(form, q, k, v, do) for form in (apart, whole)))
+    assert max(errors.values()) < 5e-6  # measured: 1e-6
+    blind = attention(q, k, v, offset=-30)
+    assert (blind[1] == HIDDEN).all()
+    o, lse = merge(blind, blind)
+    assert (np.asarray(o) == 0).all()
+    assert np.isfinite(lse).all()
 
 
 @pytest.mark.parametrize(
@@ -97,6 +118,9 @@ def test_reference_is_softmax_attention_written_out():
         (UNROLLED, {"T": 33, "G": 1}, {"window": 100}),
         (LOOPED, {"T": 65, "G": 1}, {"window": 7}),
         (LOOPED, {"T": 65, "G": 1}, {"window": 24}),
+        # A cap on the scores, about half of the largest.
+        (UNROLLED, {"T": 33, "G": 1}, {"softcap": 1.5}),
+        (LOOPED, {"T": 49}, {"softcap": 1.5, "window": 20}),
         # Some of a longer text's queries. At -5 the first come before every key.
         (UNROLLED, {"T": 21, "S": 60}, {"offset": 39}),
         (UNROLLED, {"T": 21, "S": 60}, {"offset": 37, "window": 7}),
@@ -113,6 +137,14 @@ def test_blockwise_equals_reference(tiling, shape, options):
 def test_offsets_known_at_run_time(tiling, window):
     """Every offset, hence every way for the diagonal and the window to cut the tiles."""
     check(inputs(B=1, T=21, S=85, H=2), tiling, window=window, offsets=range(-30, 110))
+
+
+@pytest.mark.parametrize(("tiling", "window"), [(UNROLLED, None), (LOOPED, None), (LOOPED, 30)])
+def test_an_offset_for_each_query(tiling, window):
+    own = np.sort(np.random.default_rng(3).integers(-9, 110, (2, 21)), axis=1).astype(np.int32)
+    theirs = np.repeat(np.array([[1, 2], [1, 2]], np.int32), 43, axis=1)[:, :85]
+    for segments in (None, (theirs[:, 30:51], theirs)):
+        check(inputs(T=21, S=85), tiling, window=window, segments=segments, offsets=[own])
 
 
 @pytest.mark.parametrize(("tiling", "window"), [(UNROLLED, None), (LOOPED, None), (LOOPED, 9)])
@@ -152,21 +184,22 @@ def test_bf16_stays_near_fp32():
     exact = [x.astype(np.float32) for x in rounded]
     run = jax.jit(partial(output_and_gradients, attention))
     got, wanted = run(*rounded), run(*exact)
-    assert all(x.dtype == jnp.bfloat16 for x in got.values())
+    assert all(x.dtype == jnp.bfloat16 for name, x in got.items() if name != "lse")
+    assert "lse" not in got or got["lse"].dtype == jnp.float32
     assert max(worst(got, wanted).values()) < 1e-2  # measured 4e-3, bf16's rounding
 
 
 def test_no_output_depends_on_what_it_may_not_see():
     q, k, v, _ = inputs(T=200, H=2, G=1)
     call = jax.jit(partial(attention, window=40))
-    whole, time = np.asarray(call(q, k, v)), np.arange(200)[:, None, None]
+    whole, time = np.asarray(call(q, k, v)[0]), np.arange(200)[:, None, None]
     k, v = np.asarray(k), np.asarray(v)
     for cut in (70, 128):
         later = np.float32(9) * (time >= cut)
-        changed = np.asarray(call(q, k + later, v - later))
+        changed = np.asarray(call(q, k + later, v - later)[0])
         np.testing.assert_array_equal(changed[:, :cut], whole[:, :cut])
         assert (changed[:, cut:] != whole[:, cut:]).any(axis=(0, 2, 3)).all()
-    changed = np.asarray(call(q, k, v + np.float32(1e3) * (time == 0)))
+    changed = np.asarray(call(q, k, v + np.float32(1e3) * (time == 0))[0])
     np.testing.assert_array_equal(changed[:, 40:], whole[:, 40:])
     assert (changed[:, :40] != whole[:, :40]).any(axis=(0, 2, 3)).all()
 
@@ -189,7 +222,7 @@ def test_composes_with_the_transforms():
     def gradients(implementation, q, offsets):
         @jax.checkpoint
         def loss(q, offset):
-            o = attention(q, k, v, offset=offset, window=9, implementation=implementation)
+            o, _ = attention(q, k, v, offset=offset, window=9, implementation=implementation)
             return jnp.vdot(o, do)
 
         one = jax.value_and_grad(loss)
@@ -206,7 +239,7 @@ def test_integer_arguments_have_the_gradient_of_integers():
     q, k, v, _ = inputs(T=4)
 
     def loss(q, offset, segments):
-        return attention(q, k, v, offset=offset, segments=(segments, segments)).sum()
+        return attention(q, k, v, offset=offset, segments=(segments, segments))[0].sum()
 
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2), allow_int=True))
     grads = gradient(q, jnp.int32(0), np.ones((2, 4), np.int32))
@@ -218,7 +251,7 @@ def test_integer_arguments_have_the_gradient_of_integers():
 def test_memory_is_linear_in_the_length(options):
     def temporaries(T):
         x = jax.ShapeDtypeStruct((1, T, 2, 16), jnp.float32)
-        loss = lambda q, k, v: attention(q, k, v, **options).sum()  # noqa: E731
+        loss = lambda q, k, v: attention(q, k, v, **options)[0].sum()  # noqa: E731
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -234,6 +267,7 @@ def test_memory_is_linear_in_the_length(options):
     [
         ({"k": jnp.zeros((2, 40, 3, 8)), "v": jnp.zeros((2, 40, 3, 8))}, "multiple of the 3"),
         ({"window": 0}, "at least 1"),
+        ({"softcap": 0.0}, "softcap must be positive"),
         ({"k": jnp.zeros((2, 0, 2, 8)), "v": jnp.zeros((2, 0, 2, 8))}, "needs a query and a key"),
     ],
 )

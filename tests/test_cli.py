@@ -45,7 +45,7 @@ def test_compare_writes_the_report_in_its_format(compared):
     assert report["protocol"]["type"] == "SameTargets"
     assert list(report["variants"]) == ["softmax", "stretched", "zero_shot"]
     for variant in report["variants"].values():
-        assert {"params", "train_len", "train_tokens", "train_seconds", "contexts"} <= set(variant)
+        assert {"cost", "train_len", "train_tokens", "train_seconds", "contexts"} <= set(variant)
         assert [point["context"] for point in variant["contexts"]] == [16, 64, 200]
         for point in variant["contexts"]:
             low, high = point["ci95"]
@@ -56,7 +56,7 @@ def test_compare_writes_the_report_in_its_format(compared):
     assert (stretched["train_len"], zero_shot["train_len"]) == (192, 48)
     page = (compared / "report" / "report.html").read_text()
     assert "zero_shot" in page
-    assert (compared / "report" / "ppl_vs_context.png").stat().st_size > 10_000
+    assert (compared / "report" / "perplexity_vs_context.png").stat().st_size > 10_000
 
 
 def test_a_stage_starts_from_its_parent(compared):

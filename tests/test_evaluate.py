@@ -9,7 +9,7 @@ from rich.console import Console
 from lcx import evaluate as evaluation
 from lcx.mixers import RWKV4, SoftmaxAttention
 from lcx.model import LM, Block
-from lcx.protocols import PROTOCOLS, ByPosition, SameTargets, Sliding
+from lcx.protocols import PROTOCOLS, ByPosition, Recall, SameTargets, Sliding
 from tests.tiny import tiny
 
 BOS = 256
@@ -66,7 +66,7 @@ def test_bad_protocols_are_refused(cls, fields, message):
 
 
 def test_every_protocol_keeps_its_documents_long_enough():
-    for cls in PROTOCOLS.values():
+    for cls in set(PROTOCOLS.values()) - {Recall}:  # its documents are pairs, half of a window
         protocol = cls(contexts=(64, 200))
         windows = list(protocol.windows(DOCUMENT[: protocol.length], BOS))
         assert max(len(w.tokens) for w in windows) <= protocol.length + 1
@@ -103,7 +103,7 @@ def test_streaming_equals_one_pass_per_window(mixer, protocol, corpus, texts, mo
     for score in scores:
         assert [d["name"] for d in score["documents"]] == [name for name, _ in documents]
         for (_, ids), got in zip(documents, score["documents"], strict=True):
-            total, tokens = 0.0, 0
+            total, tokens, hits = 0.0, 0, 0
             for window in protocol.windows(ids, BOS):
                 padded = np.zeros(300, np.int32)
                 padded[: len(window.tokens)] = window.tokens
@@ -112,7 +112,9 @@ def test_streaming_equals_one_pass_per_window(mixer, protocol, corpus, texts, mo
                     if s.context == score["context"]:
                         where = np.arange(s.first, s.last)
                         total -= log_p[where - 1, padded[where]].sum()
+                        hits += int((log_p[where - 1].argmax(-1) == padded[where]).sum())
                         tokens += len(where)
+            assert got["hits"] == hits
             assert (got["tokens"], got["bytes"]) == (tokens, tokens)
             assert got["nll"] == pytest.approx(total, rel=1e-5)
 
@@ -132,7 +134,11 @@ def test_large_vocabularies_are_scored_in_pieces(monkeypatch):
     params = jax.jit(model.init)(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 9, 8))
     targets = jax.random.randint(jax.random.key(2), (2, 9), 0, 50)
-    whole = evaluation._nll_in_pieces(model, params, x, targets)
+    whole = evaluation._scores_in_pieces(model, params, x, targets)
     monkeypatch.setattr(evaluation, "LOGITS", 2 * 50 * 2)
-    pieces = evaluation._nll_in_pieces(model, params, x, targets)
-    np.testing.assert_allclose(pieces, whole, rtol=1e-6)
+    pieces = evaluation._scores_in_pieces(model, params, x, targets)
+    np.testing.assert_allclose(pieces.nll, whole.nll, rtol=1e-6)
+    np.testing.assert_array_equal(pieces.hit, whole.hit)
+    best = np.asarray(model.logits(params, x).argmax(-1))
+    np.testing.assert_array_equal(whole.hit, best == np.asarray(targets))
+    assert evaluation._scores_in_pieces(model, params, x, jnp.asarray(best)).hit.all()

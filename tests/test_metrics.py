@@ -19,7 +19,7 @@ from lcx.metrics import (
 def documents(nats: list[float], tokens: list[int] | None = None) -> list[DocumentScore]:
     tokens = tokens or [64] * len(nats)
     return [
-        {"name": f"doc {i}", "nll": x * n, "tokens": n, "bytes": 4 * n}
+        {"name": f"doc {i}", "nll": x * n, "tokens": n, "bytes": 4 * n, "hits": n // 2}
         for i, (x, n) in enumerate(zip(nats, tokens, strict=True))
     ]
 

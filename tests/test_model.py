@@ -12,6 +12,7 @@ from lcx.layers import LayerNorm, RWKVChannelMix, SwiGLU
 from lcx.mesh import Mesh, make_mesh, shardings
 from lcx.mixers import RWKV4, LinearAttention, RetNet, SoftmaxAttention
 from lcx.model import LM, Block, count_parameters
+from lcx.sparsity import Window
 
 SMALL = SwiGLU(hidden=24)
 HYBRID = LM(
@@ -20,7 +21,7 @@ HYBRID = LM(
     pattern=(
         Block(RetNet(heads=2), SMALL),
         Block(RWKV4(), RWKVChannelMix(hidden=24), LayerNorm()),
-        Block(SoftmaxAttention(heads=2, window=8), SMALL),
+        Block(SoftmaxAttention(heads=2, sparsity=Window(8)), SMALL),
     ),
     repeats=2,
     embed_norm=LayerNorm(),
@@ -125,7 +126,7 @@ def test_weights_are_cut_by_their_own_axis_names():
         (SoftmaxAttention(heads=3), "3 heads do not divide the model width 16; nearest .* 2 or 4"),
         (SoftmaxAttention(heads=4, kv_heads=3), "3 kv_heads do not divide 4 heads"),
         (SoftmaxAttention(heads=16), "heads of 1 are odd"),
-        (SoftmaxAttention(window=0), "window must be at least 1"),
+        (SoftmaxAttention(heads=2, kv_heads=3), "3 kv_heads do not divide"),
         (LinearAttention(heads=0), "0 heads do not divide"),
         (RetNet(expand=0), "expand must be at least 1"),
     ],

@@ -9,10 +9,11 @@ import pytest
 from matplotlib.markers import CARETUP
 from rich.console import Console
 
-from lcx.figures import LIGHT, draw_perplexity, draw_training
+from lcx.figures import LIGHT, draw_measure, draw_training
 from lcx.metrics import Evaluation, context_score, jsonable
+from lcx.page import WORDS
 from lcx.protocols import PROTOCOLS
-from lcx.report import WORDS, _summary, print_table, write_report
+from lcx.report import _summary, print_costs, print_table, write_report
 from lcx.spec import encode
 
 QUESTION = """Does <it> hold & how far?
@@ -31,7 +32,13 @@ def evaluation(
         context_score(
             context,
             [
-                {"name": f"d{i}", "nll": 64 * (math.log(x) + float(h)), "tokens": 64, "bytes": 80}
+                {
+                    "name": f"d{i}",
+                    "nll": 64 * (math.log(x) + float(h)),
+                    "tokens": 64,
+                    "bytes": 80,
+                    "hits": int(64 * min(1, 1 / x)) if x == x else 0,
+                }
                 for i, h in enumerate(hardness - hardness.mean())
             ],
         )
@@ -41,7 +48,11 @@ def evaluation(
         "variant": variant,
         "protocol": {"type": "SameTargets", "contexts": list(ppl), "targets": 64},
         "data": {"source": "PythonCorpus()", "fingerprint": "ab12", "documents": documents},
-        "params": 851_968,
+        "cost": {
+            "parameters": 851_968,
+            "training_flops": 6.5e6,
+            "state_bytes": {str(c): 4096 * c for c in ppl},
+        },
         "train_len": train_len,
         "train_tokens": 8_192_000,
         "train_seconds": 400.0,
@@ -72,9 +83,10 @@ def written(tmp_path_factory):
     return out, write_report(out, "How & how far", QUESTION, RESULTS, CURVES)
 
 
-def test_the_folder_holds_four_files_and_no_leftovers(written):
+def test_the_folder_holds_page_numbers_and_pictures_and_no_leftovers(written):
     out, _ = written
-    names = {"report.json", "report.html", "ppl_vs_context.png", "training_loss.png"}
+    pictures = {"perplexity_vs_context.png", "training_loss.png", "state_vs_context.png"}
+    names = {"report.json", "report.html"} | pictures
     assert {path.name for path in out.iterdir()} == names
     for picture in out.glob("*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")
@@ -88,11 +100,13 @@ def test_report_json(written):
     assert report["data"] == RESULTS[0]["data"]
     assert list(report["variants"]) == ["softmax", "<rwkv>", "tuned"]
     softmax = report["variants"]["softmax"]
-    costs = {"params", "train_len", "train_tokens", "train_seconds"}
+    costs = {"cost", "train_len", "train_tokens", "train_seconds", "eval_seconds"}
     assert set(softmax) == costs | {"contexts"}
     assert {key: softmax[key] for key in costs} == {key: RESULTS[0][key] for key in costs}
     point = softmax["contexts"][1]
-    assert set(point) == {"context", "ppl", "bits_per_byte", "ci95", "tokens"}
+    assert set(point) == {
+        *("context", "ppl", "bits_per_byte", "ci95", "accuracy", "accuracy_ci95", "tokens")
+    }
     assert (point["context"], point["tokens"]) == (512, 384)
     assert point["ppl"] == pytest.approx(3.5, rel=1e-12)
     assert point["ci95"][0] < 3.5 < point["ci95"][1]
@@ -156,8 +170,8 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(written):
     assert all(address.startswith("data:") for address in page.loads)
     assert "url(" not in text
     assert "@import" not in text
-    assert page.tags.count("picture") == 2
-    assert page.tags.count("source") == 6  # dark or narrow or both, twice
+    assert page.tags.count("picture") == 3
+    assert page.tags.count("source") == 9  # dark or narrow or both, thrice
 
 
 def test_the_page_escapes_and_tells(written):
@@ -232,7 +246,7 @@ def test_no_results_are_refused(tmp_path):
 
 
 def test_a_curve_that_blows_up_does_not_squash_the_rest():
-    ax = draw_perplexity(_summary(RESULTS), LIGHT, narrow=False).axes[0]
+    ax = draw_measure(_summary(RESULTS), LIGHT, narrow=False).axes[0]
     bottom, top = ax.get_ylim()
     assert bottom < 3.5
     assert 9.8 < top < 200
@@ -257,10 +271,11 @@ def test_terminal_table_fits_80_columns_whatever_the_numbers():
     sizes = (3.5, 26.13, 123.4, 1234.5, 1.2e5, math.inf, math.nan, None)
     points = [{"context": 64 * 2**i, "ppl": x} for i, x in enumerate(sizes)]
     report = {
+        "protocol": {"type": "SameTargets"},
         "variants": {
             "softmax [bold]": {"train_len": 512, "contexts": points},
             "position interpolation, zero-shot": {"train_len": 64, "contexts": points[:1]},
-        }
+        },
     }
     lines = _printed(report)
     assert max(map(len, lines)) <= 80
@@ -277,6 +292,30 @@ def test_terminal_table_reads_the_file_back(written):
     lines = _printed(json.loads((out / "report.json").read_text()))
     assert lines == _printed(report)
     assert any(line.split() == ["tuned", "2k", "5.40", "5.30", "5.30", "5.30"] for line in lines)
+
+
+def test_recall_is_reported_as_accuracy_and_against_state(tmp_path):
+    results = [r | {"protocol": {"type": "Recall", "contexts": [256]}} for r in RESULTS]
+    report = write_report(tmp_path, "Recall", QUESTION, results, CURVES)
+    pictures = {path.stem for path in tmp_path.glob("*.png")}
+    both = {"training_loss", "state_vs_context"}
+    assert pictures == both | {"accuracy_vs_context", "accuracy_vs_state"}
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert "softmax has the highest accuracy" not in text
+    assert "<rwkv> has the highest accuracy: 0.25 (95% interval 0.25 to 0.25)" in text
+    lines = _printed(report)
+    assert any(line.split() == ["tuned", "2k", "0.17", "0.19", "0.19", "0.19"] for line in lines)
+    assert any("Accuracy by context" in line for line in lines)
+
+
+def test_costs_are_printed_with_dashes_for_what_is_not_known():
+    console = Console(width=80, file=io.StringIO())
+    costs = {r["variant"]: r["cost"] for r in RESULTS}
+    costs["own"] = costs["tuned"] | {"parameters": 7, "training_flops": None}
+    print_costs(costs, console)
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["softmax", "8.5e5", "6.50", "1M", "2M", "4M", "8M"] in lines
+    assert ["own", "7.00", "–", "1M", "2M", "4M", "8M"] in lines
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)

@@ -2,7 +2,9 @@
 
 from lcx.data.corpus import Corpus, Data
 from lcx.data.documents import SPLITS, Document, Documents
+from lcx.data.recall import MQAR
 from lcx.data.sources import SOURCES, TFDS, PythonCorpus, Source, TextFiles
+from lcx.data.task import Task, Texts
 from lcx.data.tokenizers import (
     BPE,
     TOKENIZERS,
@@ -12,10 +14,14 @@ from lcx.data.tokenizers import (
     TokenizerSpec,
 )
 
+TASKS: dict[str, type[Task]] = {c.__name__: c for c in (Data, MQAR)}
+
 __all__ = [
     "BPE",
+    "MQAR",
     "SOURCES",
     "SPLITS",
+    "TASKS",
     "TFDS",
     "TOKENIZERS",
     "Bytes",
@@ -25,7 +31,9 @@ __all__ = [
     "Documents",
     "PythonCorpus",
     "Source",
+    "Task",
     "TextFiles",
+    "Texts",
     "Tokenizer",
     "TokenizerFile",
     "TokenizerSpec",

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
+from lcx import spec
 from lcx.data.cache import Digest
 from lcx.data.documents import SPLITS, Documents, split
 from lcx.data.sources import PythonCorpus, Source
 from lcx.data.tokenizers import Bytes, Tokenizer, TokenizerSpec
+from lcx.protocols import EvaluationProtocol, Recall
 
 if TYPE_CHECKING:
     import grain
@@ -60,6 +62,20 @@ class Corpus:
         digest = Digest(str(self.data.validation), str(self.data.test), self.tokenizer.fingerprint)
         digest.add(*(self._splits[name].fingerprint for name in SPLITS))
         return str(digest)
+
+    def describe(self) -> dict[str, str]:
+        """What a result says of where its texts come from."""
+        return {
+            "source": spec.describe(self.data.source),
+            "tokenizer": spec.describe(self.data.tokenizer),
+        }
+
+    def check(self, length: int, protocol: EvaluationProtocol) -> None:
+        """Raise ValueError where rows of `length` or the protocol do not fit."""
+        if isinstance(protocol, Recall):
+            raise ValueError("Recall measures MQAR; for text take SameTargets(), say")
+        self.documents("train")
+        self.long_documents(protocol.split, protocol.length)
 
     def documents(self, split: str) -> Documents:
         """The documents of "train", "validation" or "test". Raises ValueError if there is none."""

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from lcx.dense import head_width, linear, merge_heads, residual, split_heads
+from lcx.ops.feature_maps import FEATURE_MAPS, FeatureMap, features
 from lcx.ops.linear_attention import linear_attention
 from lcx.positions import NoPE, PositionScheme
 from lcx.types import Context, Dims, Params, State
@@ -15,18 +15,24 @@ from lcx.types import Context, Dims, Params, State
 
 @dataclass(frozen=True)
 class LinearAttention:
-    """Linear attention with phi(x) = elu(x) + 1, normalised (Katharopoulos et al. 2020).
+    """Linear attention, normalised: phi(q) S / phi(q) z (Katharopoulos et al. 2020).
 
-    State: per head, the sum of phi(k) [v, 1]^T, whose last column is the normaliser. Fixed size.
+    State: per head, S, the sum of phi(k) v^T, and the normaliser z, that of phi(k). Fixed size.
     A rotary scheme turns phi(q) and phi(k) above the fraction's bar and leaves the normaliser
     alone, so that it stays positive (Su et al. 2021, equation 19).
     """
 
     heads: int = 4
     position: PositionScheme = NoPE()
+    feature_map: FeatureMap = "elu"
+    """phi: elu, relu, softmax (Hedgehog) or taylor (Based)."""
+
+    def _widths(self, dims: Dims) -> tuple[int, int]:
+        width = head_width("LinearAttention", dims, self.heads)
+        return features(self.feature_map, width), width
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
-        self.position.check(head_width("LinearAttention", dims, self.heads))
+        self.position.check(self._widths(dims)[0])
         return nnx.Dict(
             q=linear(dims, dims.model, dims.model, ("embed", "heads"), rngs),
             k=linear(dims, dims.model, dims.model, ("embed", "heads"), rngs),
@@ -35,17 +41,21 @@ class LinearAttention:
         )
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
-        width = dims.model // self.heads
+        keys, values = self._widths(dims)
         return {
-            "sum": jnp.zeros((batch, self.heads, width, width), jnp.float32),
-            "normaliser": jnp.zeros((batch, self.heads, width, 1), jnp.float32),
+            "sum": jnp.zeros((batch, self.heads, keys, values), jnp.float32),
+            "normaliser": jnp.zeros((batch, self.heads, keys, 1), jnp.float32),
         }
+
+    def mixing_flops(self, dims: Dims, length: int) -> float:
+        keys, values = self._widths(dims)
+        return 4.0 * self.heads * keys * (values + 1)  # add, read
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> tuple[Float[Array, "B T D"], State | None]:
         q, k, v = (split_heads(params[n](x), self.heads) for n in "qkv")
-        q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
+        q, k = (FEATURE_MAPS[self.feature_map](a) for a in (q, k))
         before = state or {"sum": None, "normaliser": None}
         one = jnp.ones_like(v[..., :1])
         z, normaliser = linear_attention(q, k, one, starts=ctx.starts, state=before["normaliser"])

@@ -45,6 +45,9 @@ class RetNet:
         width = dims.model // self.heads
         return {"S": jnp.zeros((batch, self.heads, width, self.expand * width), jnp.float32)}
 
+    def mixing_flops(self, dims: Dims, length: int) -> float:
+        return 5.0 * self.expand * dims.model**2 / self.heads  # decay, add, read
+
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> tuple[Float[Array, "B T D"], State | None]:

@@ -50,6 +50,9 @@ class RWKV4:
             "wkv": WKVState.empty(batch, dims.model),
         }
 
+    def mixing_flops(self, dims: Dims, length: int) -> float:
+        return 10.0 * dims.model  # decay, add and read, of a numerator and a denominator
+
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> tuple[Float[Array, "B T D"], State | None]:

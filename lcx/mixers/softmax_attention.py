@@ -1,4 +1,4 @@
-"""Softmax attention: multi-head, grouped or multi-query, over the whole past or a window of it."""
+"""Softmax attention: multi-head, grouped or multi-query, over the keys that a sparsity shows."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lcx.dense import head_width, linear, merge_heads, residual, split_heads
-from lcx.ops.attention import attention
+from lcx.dense import head_width, linear, merge_heads, normal, residual, split_heads
 from lcx.positions import PositionScheme, RoPE
+from lcx.sparsity import Full, Sparsity
 from lcx.types import Context, Dims, Params, State
 
 
@@ -17,18 +17,26 @@ from lcx.types import Context, Dims, Params, State
 class SoftmaxAttention:
     """Softmax attention (Vaswani et al. 2017), with KV heads shared by groups of query heads.
 
-    Grouped: Ainslie et al. 2023; multi-query: Shazeer 2019. State: rotated keys and values, of
-    all past tokens or, under a window, of the last `window - 1`.
+    Grouped: Ainslie et al. 2023; multi-query: Shazeer 2019. Every parameter is here and none in
+    the sparsity, so a model trained under one runs under another. State: the sparsity's.
     """
 
     heads: int = 4
     kv_heads: int | None = None
     """None: as many as heads; 1: multi-query."""
     position: PositionScheme = RoPE()
-    window: int | None = None
-    """How many tokens a query sees, itself included; None: the whole past."""
+    sparsity: Sparsity = Full()
+    """Which keys a query sees; `Window(512)`: the last 512 tokens."""
     qk_norm: bool = False
     """RMS-normalise each head's queries and keys (Dehghani et al. 2023)."""
+    sink_logit: bool = False
+    """A learned score a head, one more term of the softmax's denominator (GPT-OSS, 2025)."""
+    softcap: float | None = None
+    """A bound on the scores: softcap * tanh(score / softcap) (Gemma 2, 2024)."""
+
+    def __post_init__(self):
+        if self.softcap is not None and not self.softcap > 0:
+            raise ValueError(f"SoftmaxAttention: softcap must be positive, not {self.softcap}")
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
         width = head_width("SoftmaxAttention", dims, self.heads)
@@ -37,8 +45,7 @@ class SoftmaxAttention:
             raise ValueError(
                 f"SoftmaxAttention: {self.groups} kv_heads do not divide {self.heads} heads"
             )
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"SoftmaxAttention: window must be at least 1, not {self.window}")
+        self.sparsity.check(self.heads, self.groups)
         params = nnx.Dict(
             q=linear(dims, dims.model, dims.model, ("embed", "heads"), rngs),
             k=linear(dims, dims.model, self.groups * width, ("embed", "kv_heads"), rngs),
@@ -49,6 +56,9 @@ class SoftmaxAttention:
             for name in ("q_norm", "k_norm"):
                 dtypes = {"dtype": dims.policy.compute, "param_dtype": dims.policy.params}
                 params[name] = nnx.RMSNorm(width, rngs=rngs, **dtypes)
+        if self.sink_logit:  # N(0, 0.02^2), as GPT-OSS draws it
+            sink = normal(0.02)(rngs.params(), (self.heads,), jnp.dtype(dims.policy.params))
+            params["sink"] = nnx.Param(sink)
         return params
 
     @property
@@ -57,16 +67,11 @@ class SoftmaxAttention:
         return self.heads if self.kv_heads is None else self.kv_heads
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
-        slots = capacity if self.window is None else min(self.window - 1, capacity)
-        shape = (batch, slots, self.groups, dims.model // self.heads)
-        state = {
-            "k": jnp.zeros(shape, dims.policy.compute),
-            "v": jnp.zeros(shape, dims.policy.compute),
-            "segments": jnp.full((batch, slots), -1, jnp.int32),
-        }
-        if self.window is None:
-            state["length"] = jnp.zeros((), jnp.int32)
-        return state
+        width, dtype = dims.model // self.heads, dims.policy.compute
+        return self.sparsity.init_state(batch, capacity, self.groups, width, dtype)
+
+    def mixing_flops(self, dims: Dims, length: int) -> float:
+        return 4.0 * dims.model * self.sparsity.keys_seen(length)
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
@@ -75,34 +80,9 @@ class SoftmaxAttention:
         q, k, v = (split_heads(params[n](x), h) for n, h in zip("qkv", counts, strict=True))
         if self.qk_norm:
             q, k = params.q_norm(q), params.k_norm(k)
-        q, k = self.position(q, k, ctx.positions)
-        if state is None:
-            segments = None if ctx.segments is None else (ctx.segments, ctx.segments)
-            o = attention(q, k, v, window=self.window, segments=segments)
-            return params.out(merge_heads(o)), None
-        segments = jnp.zeros_like(ctx.positions) if ctx.segments is None else ctx.segments
-        keys, offset, state = self._remember(state, k, v, segments)
-        o = attention(
-            q,
-            keys["k"],
-            keys["v"],
-            offset=offset,
-            window=self.window,
-            segments=(segments, keys["segments"]),
-        )
+        o, lse, state = self.sparsity(q, k, v, ctx, self.position, self.softcap, state)
+        if self.sink_logit:
+            # exp(sink) joins the denominator exp(lse)
+            share = jax.nn.sigmoid(lse - params.sink[...].astype(jnp.float32))
+            o = (share[..., None] * o).astype(o.dtype)
         return params.out(merge_heads(o)), state
-
-    def _remember(self, state, k, v, segments):
-        """The keys that this piece may see, the place of its first among them, the new state."""
-        new = {"k": k, "v": v, "segments": segments}
-        slots = state["k"].shape[1]
-        if self.window is not None:
-            keys = {n: jnp.concatenate([state[n], new[n]], axis=1) for n in new}
-            return keys, slots, {n: a[:, a.shape[1] - slots :] for n, a in keys.items()}
-        if k.shape[1] > slots:
-            raise ValueError(f"a piece of {k.shape[1]} tokens exceeds the state's {slots}")
-        length = state["length"]
-        keys = {
-            n: jax.lax.dynamic_update_slice_in_dim(state[n], new[n], length, axis=1) for n in new
-        }
-        return keys, length, keys | {"length": length + k.shape[1]}

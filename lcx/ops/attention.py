@@ -1,27 +1,19 @@
-"""Softmax attention: the plain form, and a blockwise form whose memory is linear in the length.
+"""Softmax attention: one function in two forms, and the union of two sets of keys.
 
     o_t = sum_s softmax_s(scale q_t . k_s) v_s      over the keys s that query t may see
 
-`reference` builds the T x S scores, in fp32. `blockwise` never does: it visits tiles of scores with
-the running max and sum of Milakov and Gimelshein (arXiv:1805.02867), saves only the output and
-its logsumexp, and recomputes each tile in the backward pass (Rabe and Staats, arXiv:2112.05682;
-Dao et al., arXiv:2205.14135, algorithms 1 and 4). Tiles that causality or the window hide whole
-are not visited, so a window W costs O(T W), and a cache costs what it holds, not what it could.
+Beside the output comes lse_t, the logsumexp of the scores that query t saw. It is what joins
+attention over several sets of keys into one softmax (`merge`), and what a learned sink or another
+term of the denominator needs.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-HIDDEN = -1e30  # the score of a key out of sight: finite, so that no difference of two is NaN
-
-Segments = tuple[Int[Array, "B T"], Int[Array, "B S"]]
-Index = int | Int[Array, ""]
+from lcx.ops.blockwise import HIDDEN, Offset, Scoring, Segments, blockwise
 
 
 def attention(
@@ -29,27 +21,31 @@ def attention(
     k: Float[Array, "B S G K"],
     v: Float[Array, "B S G V"],
     *,
-    offset: Index = 0,
+    offset: Offset = 0,
     window: int | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     segments: Segments | None = None,
     implementation: Literal["reference", "blockwise"] | None = None,
-) -> Float[Array, "B T H V"]:
-    """Causal attention of T queries to S keys, in q's dtype; scores and sums are fp32.
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
+    """Causal attention of T queries to S keys: the output in q's dtype, and lse in fp32.
 
     With G < H, KV head j serves queries heads [j H/G, (j+1) H/G): G = 1 is multi-query attention.
+    Scores and sums are fp32.
 
     Args:
         offset: index among the keys of the first query: query t sees keys s <= offset + t. An
-            int, or an integer array when it is known only at run time (streaming).
+            int, or an integer array when it is known only at run time (streaming). An array [B T]:
+            the index of each query, never less than that of the one before.
         window: each query sees exactly the last `window` keys, itself included: s > offset + t -
             window. None: the whole past.
         scale: factor of the scores; K ** -0.5 by default.
+        softcap: a bound on the scaled scores, softcap * tanh(score / softcap) (Gemma 2).
         segments: the document of each query and of each key; a query sees its own document only.
         implementation: "reference" (T x S memory) or "blockwise"; None is "blockwise".
 
-    A query that sees no key gives 0, and has gradient 0. Differentiable in reverse mode, once.
-    Raises ValueError when shapes or options do not fit.
+    A query that sees no key gives 0 and lse = HIDDEN (-1e30, finite), and has gradient 0.
+    Differentiable in reverse mode, once. Raises ValueError when shapes or options do not fit.
     """
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
         raise ValueError(f"q, k, v must be [B T H K], [B S G K], [B S G V]; {_shapes(q, k, v)}")
@@ -63,302 +59,89 @@ def attention(
         raise ValueError(f"the {H} query heads must be a multiple of the {G} KV heads")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1 (the token itself), not {window}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be positive, not {softcap}")
+    if jnp.ndim(offset) not in (0, 2) or (jnp.ndim(offset) == 2 and jnp.shape(offset) != (B, T)):
+        raise ValueError(f"offset must be a number or of shape {(B, T)}, not {jnp.shape(offset)}")
     if segments is not None and (segments[0].shape, segments[1].shape) != ((B, T), (B, S)):
         got = f"{segments[0].shape} and {segments[1].shape}"
         raise ValueError(f"segments must be of shapes {(B, T)} and {(B, S)}, not {got}")
     if implementation not in (None, "reference", "blockwise"):
         raise ValueError(f"implementation {implementation!r}: use 'reference' or 'blockwise'")
 
-    form = _reference if implementation == "reference" else _blockwise
-    scale = K**-0.5 if scale is None else scale
-    grouped = q.reshape(B, T, G, H // G, K)
-    o = form(grouped, k, v, offset, window=window, scale=scale, segments=segments)
-    return o.reshape(B, T, H, -1).astype(q.dtype)
+    form = _reference if implementation == "reference" else blockwise
+    scoring = Scoring(K**-0.5 if scale is None else scale, window, softcap)
+    o, lse = form(q.reshape(B, T, G, H // G, K), k, v, offset, scoring, segments)
+    return o.reshape(B, T, H, -1).astype(q.dtype), lse.reshape(B, T, H)
 
 
 def _shapes(q: Array, k: Array, v: Array) -> str:
     return f"q is {q.shape}, k is {k.shape}, v is {v.shape}"
 
 
-def _visible(
-    query: Int[Array, "T 1"], key: Int[Array, "1 S"], window: int | None
-) -> Bool[Array, "T S"]:
-    """Which keys each query may see, both given by their index among the keys."""
-    return key <= query if window is None else (key <= query) & (key > query - window)
+def merge(
+    a: tuple[Float[Array, "B T H V"], Float[Array, "B T H"]],
+    b: tuple[Float[Array, "B T H V"], Float[Array, "B T H"]],
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
+    """One softmax over two disjoint sets of keys, from the (o, lse) of each; computed in fp32.
+
+    The output has a's dtype. A query that saw nothing in one set has the other's result.
+    """
+    lse = jnp.logaddexp(a[1], b[1])
+    x, y = (jnp.exp(part - lse)[..., None] * o.astype(jnp.float32) for o, part in (a, b))
+    return (x + y).astype(a[0].dtype), lse
+
+
+def attend_few(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B U N G K"],
+    v: Float[Array, "B U N G V"],
+    seen: Bool[Array, "B T N"],
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
+    """Attention of each query to N keys of its own, or (U = 1) of its row: (o, lse).
+
+    For a small N: all T x N scores are made. `seen` says which of the N a query may see.
+    """
+    B, T, H, K = q.shape
+    G = k.shape[3]
+    scoring = Scoring(K**-0.5 if scale is None else scale, None, softcap)
+    grouped = q.reshape(B, T, G, H // G, K)
+    own = "t" if k.shape[1] == T else "u"
+    products = jnp.einsum(f"btgrk,b{own}ngk->btgrn", grouped, k, preferred_element_type=jnp.float32)
+    weights, lse = _softmax(scoring.scores(products), seen[:, :, None, None])
+    o = jnp.einsum(
+        f"btgrn,b{own}ngv->btgrv", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    return o.reshape(B, T, H, -1).astype(q.dtype), lse.reshape(B, T, H)
+
+
+def _softmax(
+    scores: Float[Array, "... S"], seen: Bool[Array, "... S"]
+) -> tuple[Float[Array, "... S"], Float[Array, "..."]]:
+    """Weights of the keys seen, and the logsumexp of their scores."""
+    lse = jax.nn.logsumexp(jnp.where(seen, scores, HIDDEN), axis=-1)
+    weights = jnp.where(seen, jnp.exp(jnp.where(seen, scores, HIDDEN) - lse[..., None]), 0.0)
+    return weights, jnp.where(seen.any(-1), lse, HIDDEN)
 
 
 def _reference(
     q: Float[Array, "B T G R K"],
     k: Float[Array, "B S G K"],
     v: Float[Array, "B S G V"],
-    offset: Index,
-    *,
-    window: int | None,
-    scale: float,
+    offset: Offset,
+    scoring: Scoring,
     segments: Segments | None,
-) -> Float[Array, "B T G R V"]:
+) -> tuple[Float[Array, "B T G R V"], Float[Array, "B T G R"]]:
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-    query, key = offset + jnp.arange(q.shape[1]), jnp.arange(k.shape[1])
-    seen = _visible(query[:, None], key[None], window)[None, None, None]
+    query, key = offset, jnp.arange(k.shape[1])
+    if jnp.ndim(offset) == 0:
+        query = (offset + jnp.arange(q.shape[1]))[None]
+    seen = scoring.visible(query[..., None], key[None, None])
     if segments is not None:
-        seen &= (segments[0][:, :, None] == segments[1][:, None, :])[:, None, None]
-    scores = scale * jnp.einsum("btgrk,bsgk->bgrts", q, k)
-    weights = jnp.where(seen, jax.nn.softmax(jnp.where(seen, scores, HIDDEN)), 0.0)
-    return jnp.einsum("bgrts,bsgv->btgrv", weights, v)
-
-
-class _Tiling(NamedTuple):
-    """How a call is cut: it changes speed and nothing else."""
-
-    rows: int
-    """Batch rows taken together; a loop runs over the others."""
-    queries: int
-    keys: int
-    unroll: bool
-    """Write the tiles out one by one, where a compiled loop would run its steps in turn."""
-
-    @classmethod
-    def of(cls, B: int, T: int, S: int, H: int) -> "_Tiling":
-        """The tiling for this platform and shape.
-
-        An accelerator wants few large tiles. On a CPU, XLA gives a matmul of fewer than about
-        256 x 256 x 64 to one core, so a long text wants tiles of 512. A short one wants small
-        tiles, because those on the diagonal waste half their work, and keeps its cores busy when
-        they are written out. Few rows together keep the scores in cache; but the loop over the
-        others copies each row's keys, too dear for a long cache, and would gather sharded rows.
-        """
-        if jax.default_backend() != "cpu":
-            return cls(B, _near(1024, T), _near(1024, S), unroll=False)
-        short = max(T, S) <= 512
-        queries, keys = (_near(128 if short else 512, n) for n in (T, S))
-        if jax.device_count() > 1 or S > 2 * T:
-            return cls(B, queries, keys, unroll=False)
-        fits = max(1, 2**16 // (H * queries * keys))
-        rows = max(n for n in range(1, B + 1) if B % n == 0 and n <= fits)
-        return cls(rows, queries, keys, unroll=short)
-
-
-def _near(size: int, length: int) -> int:
-    """The tile length, at most `size`, that cuts `length` most evenly; a multiple of 16."""
-    pieces = -(-length // size)
-    return min(length, -(-length // (16 * pieces)) * 16)
-
-
-class _Plan(NamedTuple):
-    """What is known of a blockwise call when it is traced."""
-
-    scale: float
-    window: int | None
-    offset: int | None
-    """None: known at run time only."""
-    tiling: _Tiling
-
-
-def _blockwise(
-    q: Float[Array, "B T G R K"],
-    k: Float[Array, "B S G K"],
-    v: Float[Array, "B S G V"],
-    offset: Index,
-    *,
-    window: int | None,
-    scale: float,
-    segments: Segments | None,
-    tiling: _Tiling | None = None,
-) -> Float[Array, "B T G R V"]:
-    B, T, G, R, _ = q.shape
-    tiling = tiling or _Tiling.of(B, T, k.shape[1], G * R)
-    static, traced = (offset, None) if isinstance(offset, int) else (None, offset)
-    row = partial(_attend, _Plan(scale, window, static, tiling), traced)
-    if tiling.rows == B:
-        return jax.vmap(row)(q, k, v, segments)
-    return lax.map(lambda x: row(*x), (q, k, v, segments), batch_size=tiling.rows)
-
-
-# What follows sees one row of the batch: q is [T G R K], k [S G K], v [S G V], segments [T], [S].
-# The R query heads of a KV head become rows of its tiles, so that fewer KV heads mean larger
-# matmuls and no key is repeated: a tile of scores is [G, R * queries, keys].
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: _Plan, first: Any, q: Array, k: Array, v: Array, segments: Any) -> Array:
-    return _forward(plan, first, q, k, v, segments)[0]
-
-
-def _attend_fwd(plan: _Plan, first: Any, q: Array, k: Array, v: Array, segments: Any) -> Any:
-    o, lse = _forward(plan, first, q, k, v, segments)
-    return o, (first, q, k, v, segments, o, lse)
-
-
-def _forward(
-    plan: _Plan, first: Any, q: Array, k: Array, v: Array, segments: Any
-) -> tuple[Float[Array, "T G R V"], Float[Array, "G R T"]]:
-    """Output in q's dtype, and the logsumexp of each query's scores (-HIDDEN if it sees none)."""
-    (T, G, R, _), V = q.shape, v.shape[-1]
-    tiles = _Tiles(plan, first, segments, q.shape, k.shape)
-    q = tiles.pad(q)
-
-    def queries(t: Index, out: tuple[Array, Array]) -> tuple[Array, Array]:
-        qt = tiles.queries(q, t)
-
-        def keys(masked: bool, j: Index, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-            top, total, acc = carry
-            s = plan.scale * _matmul("gqk,gsk->gqs", qt, tiles.keys(k, j))
-            if masked:
-                s = jnp.where(tiles.mask(t, j), s, HIDDEN)
-            new_top = jnp.maximum(top, s.max(-1))
-            p, shrink = jnp.exp(s - new_top[..., None]), jnp.exp(top - new_top)
-            vj = tiles.keys(v, j)
-            acc = acc * shrink[..., None] + _matmul("gqs,gsv->gqv", p.astype(vj.dtype), vj)
-            return new_top, total * shrink + p.sum(-1), acc
-
-        top = jnp.full_like(qt[..., 0], HIDDEN, jnp.float32)
-        zero = jnp.zeros_like(top)
-        acc = jnp.zeros_like(zero[..., None], shape=(*zero.shape, V))
-        top, total, acc = tiles.for_keys(t, keys, (top, zero, acc))
-        # A query that saw no key has the maximum of hidden scores, or of none, and no meaning.
-        some = top > HIDDEN / 2
-        total = jnp.where(some, total, 1.0)
-        o = jnp.where(some, 1 / total, 0.0)[..., None] * acc
-        lse = jnp.where(some, top + jnp.log(total), -HIDDEN)
-        return tiles.put_queries(out[0], o, t), _put(out[1], lse.reshape(G, R, -1), t, axis=2)
-
-    o = jnp.zeros_like(q, shape=(*q.shape[:3], V))
-    lse = jnp.zeros_like(q, jnp.float32, shape=(G, R, q.shape[0]))
-    o, lse = tiles.for_queries(queries, (o, lse))
-    return o[:T], lse[..., :T]
-
-
-def _attend_bwd(plan: _Plan, saved: Any, do: Float[Array, "T G R V"]) -> Any:
-    first, q, k, v, segments, o, lse = saved
-    (T, G, _, K), S = q.shape, k.shape[0]
-    tiles = _Tiles(plan, first, segments, q.shape, k.shape)
-    delta = jnp.einsum("tgrv,tgrv->grt", o, do, preferred_element_type=jnp.float32)
-    # Queries of padding have do = delta = 0, so they add nothing to dk and dv.
-    q, do, lse, delta = tiles.pad(q), tiles.pad(do), tiles.pad(lse, 2), tiles.pad(delta, 2)
-
-    def queries(t: Index, grads: tuple[Array, ...]) -> tuple[Array, ...]:
-        qt, dot = tiles.queries(q, t), tiles.queries(do, t)
-        lse_t, delta_t = tiles.row(lse, t), tiles.row(delta, t)
-
-        def keys(masked: bool, j: Index, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-            # Scores lie transposed, [keys, queries]: three of the five matmuls then read their
-            # operands in order, and only the small dq is kept transposed.
-            dqt, dk, dv = carry
-            kj, vj = tiles.keys(k, j), tiles.keys(v, j)
-            s = plan.scale * _matmul("gsk,gqk->gsq", kj, qt)
-            if masked:
-                s = jnp.where(tiles.mask(t, j).mT, s, HIDDEN)
-            p = jnp.exp(s - lse_t)
-            ds = (p * (_matmul("gsv,gqv->gsq", vj, dot) - delta_t)).astype(q.dtype)
-            dqt += _matmul("gsk,gsq->gkq", kj, ds)
-            dk = tiles.add_keys(dk, _matmul("gsq,gqk->gsk", ds, qt), j)
-            dv = tiles.add_keys(dv, _matmul("gsq,gqv->gsv", p.astype(do.dtype), dot), j)
-            return dqt, dk, dv
-
-        dqt = jnp.zeros_like(qt, jnp.float32, shape=(G, K, qt.shape[1]))
-        dqt, dk, dv = tiles.for_keys(t, keys, (dqt, *grads[1:]))
-        return tiles.put_queries(grads[0], plan.scale * dqt.mT, t), dk, dv
-
-    dk, dv = (jnp.zeros_like(x, jnp.float32, shape=(G, S, x.shape[-1])) for x in (k, v))
-    dq, dk, dv = tiles.for_queries(queries, (jnp.zeros_like(q), dk, dv))
-    dk, dv = (plan.scale * dk).swapaxes(0, 1).astype(k.dtype), dv.swapaxes(0, 1).astype(v.dtype)
-    return None, dq[:T], dk, dv, None  # None: the float0 zeros that integer arguments ask for
-
-
-_attend.defvjp(_attend_fwd, _attend_bwd)
-
-_take, _put = lax.dynamic_slice_in_dim, lax.dynamic_update_slice_in_dim
-_matmul = partial(jnp.einsum, preferred_element_type=jnp.float32)
-
-
-class _Tiles:
-    """The geometry of one call: which tiles to visit, where each begins, what each may see.
-
-    Queries are padded to whole tiles. Keys are not (a cache is read where it lies): the last tile
-    of keys is moved back to end with them, and those it shares with the one before are masked.
-    """
-
-    def __init__(self, plan: _Plan, first: Any, segments: Any, q_shape: Any, k_shape: Any):
-        self.tiling, self.window, self.segments = plan.tiling, plan.window, segments
-        self.first = first if plan.offset is None else plan.offset
-        self.T, self.G, self.R, _ = q_shape
-        self.S = k_shape[0]
-
-    def pad(self, x: Array, axis: int = 0) -> Array:
-        extra = -self.T % self.tiling.queries
-        return jnp.pad(x, [(0, extra * (n == axis)) for n in range(x.ndim)]) if extra else x
-
-    def queries(self, x: Float[Array, "T G R X"], t: Index) -> Float[Array, "G Q X"]:
-        x = _take(x, t, self.tiling.queries).transpose(1, 2, 0, 3)
-        return x.reshape(self.G, -1, x.shape[-1])
-
-    def put_queries(
-        self, x: Float[Array, "T G R X"], tile: Float[Array, "G Q X"], t: Index
-    ) -> Float[Array, "T G R X"]:
-        tile = tile.reshape(self.G, self.R, -1, tile.shape[-1]).transpose(2, 0, 1, 3)
-        return _put(x, tile.astype(x.dtype), t, axis=0)
-
-    def row(self, x: Float[Array, "G R T"], t: Index) -> Float[Array, "G 1 Q"]:
-        return _take(x, t, self.tiling.queries, axis=2).reshape(self.G, 1, -1)
-
-    def start(self, j: Index) -> Index:
-        return _min(j * self.tiling.keys, self.S - self.tiling.keys)
-
-    def keys(self, x: Float[Array, "S G X"], j: Index) -> Float[Array, "G s X"]:
-        return _take(x, self.start(j), self.tiling.keys).swapaxes(0, 1)
-
-    def add_keys(
-        self, x: Float[Array, "G S X"], tile: Float[Array, "G s X"], j: Index
-    ) -> Float[Array, "G S X"]:
-        s = self.start(j)
-        return _put(x, _take(x, s, self.tiling.keys, axis=1) + tile, s, axis=1)
-
-    def mask(self, t: Index, j: Index) -> Bool[Array, "Q s"]:
-        size = self.tiling.queries, self.tiling.keys
-        query = jnp.arange(size[0])[:, None] + (self.first + t)
-        key = jnp.arange(size[1])[None] + self.start(j)
-        seen = _visible(query, key, self.window) & (key >= j * size[1])
-        if self.segments is not None:
-            ours, theirs = self.segments
-            ours = _take(self.pad(ours), t, size[0])
-            seen &= ours[:, None] == _take(theirs, self.start(j), size[1])[None]
-        return jnp.tile(seen, (self.R, 1))
-
-    def for_queries(self, body: Callable[[Index, Any], Any], carry: Any) -> Any:
-        size = self.tiling.queries
-        return self._loop(0, -(-self.T // size), lambda i, c: body(i * size, c), carry)
-
-    def for_keys(self, t: Index, body: Callable[[bool, Index, Any], Any], carry: Any) -> Any:
-        """Run `body(masked, j, carry)` over the tiles of keys that queries from t on may see.
-
-        Tiles in the middle are seen by every query, whole: these need no mask.
-        """
-        size, window = self.tiling.keys, self.window
-        early = self.first + t
-        late = early + self.tiling.queries - 1
-        end = _clip(late // size + 1, 0, -(-self.S // size))
-        begin = 0 if window is None else _clip((early - window + 1) // size, 0, end)
-        if self.segments is not None:
-            return self._loop(begin, end, partial(body, True), carry)
-        whole = 0 if window is None else _clip(-((window - 1 - late) // size), begin, end)
-        edge = _clip(_min(early + 1, self.S) // size, whole, end)
-        carry = self._loop(begin, whole, partial(body, True), carry)
-        carry = self._loop(whole, edge, partial(body, False), carry)
-        return self._loop(edge, end, partial(body, True), carry)
-
-    def _loop(self, begin: Index, end: Index, body: Callable[[Index, Any], Any], carry: Any) -> Any:
-        static = isinstance(begin, int) and isinstance(end, int)
-        if static and (self.tiling.unroll or end - begin <= 1):
-            for i in range(begin, end):
-                carry = body(i, carry)
-            return carry
-        return lax.fori_loop(begin, end, body, carry)
-
-
-def _min(a: Index, b: Index) -> Index:
-    return min(a, b) if isinstance(a, int) and isinstance(b, int) else jnp.minimum(a, b)
-
-
-def _clip(x: Index, low: Index, high: Index) -> Index:
-    """x, moved into [low, high]; plain ints stay plain ints, so that loops can be written out."""
-    return -_min(-_min(x, high), -low)
+        seen &= segments[0][:, :, None] == segments[1][:, None, :]
+    scores = scoring.scores(jnp.einsum("btgrk,bsgk->btgrs", q, k))
+    weights, lse = _softmax(scores, seen[:, :, None, None])
+    return jnp.einsum("btgrs,bsgv->btgrv", weights, v), lse

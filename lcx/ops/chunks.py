@@ -24,7 +24,7 @@ def in_slabs(
     run: Callable[[Any, Any], tuple[Shaped[Array, "B T ..."], Any]],
     tokens: Any,
     state: Any,
-    slab: int = 1024,
+    slab: int = 512,
 ) -> tuple[Shaped[Array, "B T ..."], Any]:
     """`run(tokens, state) -> (outputs, state)` over slabs of time, in turn.
 

@@ -18,10 +18,14 @@ from lcx.ops import chunks
 
 Implementation = Literal["reference", "chunked"]
 
+STRONGEST = -20.0
+"""A token's strongest log-decay in the chunked form: e^-20 is nothing beside fp32's rounding, and
+differences of larger sums would be rounded themselves."""
+
 
 def linear_attention(
-    q: Float[Array, "B T H K"],
-    k: Float[Array, "B T H K"],
+    q: Float[Array, "B T G K"],
+    k: Float[Array, "B T G K"],
     v: Float[Array, "B T H V"],
     *,
     g: Float[Array, "b T H"] | None = None,
@@ -32,16 +36,19 @@ def linear_attention(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """Outputs and the final state (fp32), in time and memory linear in T.
 
+    With G < H, head j of queries and keys serves heads [j H/G, (j+1) H/G) of values and decays.
     `g` is the log-decay of each token, at most 0; its batch axis may be 1. None: no decay.
     `chunk` tokens at a time are compared pairwise; the state crosses from chunk to chunk.
     """
-    batch, length, heads, width = q.shape
+    batch, length, heads, _ = v.shape
+    if heads % q.shape[2]:
+        raise ValueError(f"{heads} heads of v must be a multiple of the {q.shape[2]} of q and k")
     if g is None:
         g = jnp.zeros((1, length, heads), jnp.float32)
     if starts is None:
         starts = jnp.zeros((1, length), bool)
     if state is None:
-        state = jnp.zeros((batch, heads, width, v.shape[-1]), jnp.float32)
+        state = jnp.zeros((batch, heads, q.shape[-1], v.shape[-1]), jnp.float32)
     tokens = (q, k, v, g.astype(jnp.float32), starts)
     if implementation == "reference":
         return _reference(tokens, state)
@@ -51,6 +58,7 @@ def linear_attention(
 def _reference(tokens, state):
     """The recurrence, token by token."""
     q, k, v, g, starts = tokens
+    q, k = (jnp.repeat(a, v.shape[2] // a.shape[2], axis=2) for a in (q, k))
 
     def step(S, token):
         q, k, v, g, start = token
@@ -66,42 +74,47 @@ def _reference(tokens, state):
 def _chunked(chunk, tokens, state):
     """Pairs within a chunk by matrix products, all chunks at once; the state by a short scan."""
     q, k, v, g, starts = tokens
-    length = q.shape[1]
-    # [B, N, H, C, width] for the products, [B, N, C] and [B, N, H, C] for decay and documents
-    Q, K, V = (jnp.swapaxes(chunks.split(a, chunk), 2, 3) for a in (q, k, v))
-    decay = jnp.cumsum(jnp.swapaxes(chunks.split(g, chunk), 2, 3), axis=-1)
+    length, groups = q.shape[1:3]
+    # Q, K [B N G C K]; V, O and the state have R = H / G heads for each of them, [B N G R C V];
+    # decay is [B N G R C], and the documents' numbers are [B N C]
+    Q, K = (jnp.swapaxes(chunks.split(a, chunk), 2, 3) for a in (q, k))
+    V, decay = (_grouped(chunks.split(a, chunk), groups) for a in (v, jnp.maximum(g, STRONGEST)))
+    decay = jnp.cumsum(decay, axis=-1)
     document = jnp.cumsum(chunks.split(starts, chunk), axis=-1)
+    one = document[:, :, None, None]  # [B N 1 1 C]
 
-    # What each chunk adds to the state: its keys, decayed to its end, of its last document.
-    last = document[..., -1:]
-    to_end = jnp.exp(decay[..., -1:] - decay) * (document == last)[:, :, None]
-    added = jnp.einsum(
-        "bnhck,bnhcv->bnhkv",
-        K * to_end[..., None].astype(K.dtype),
-        V,
-        preferred_element_type=jnp.float32,
-    )
-    kept = jnp.exp(decay[..., -1]) * (last == 0)
+    # What each chunk adds to the state: its tokens, decayed to its end, of its last document.
+    last = one[..., -1:]
+    to_end = jnp.exp(decay[..., -1:] - decay) * (one == last)
+    added = _product("bngck,bngrcv->bngrkv", K, V * to_end[..., None].astype(V.dtype))
+    kept = jnp.exp(decay[..., -1]) * (last[..., 0] == 0)
 
     def cross(S, chunk):
         kept, added = chunk
         return kept[..., None, None] * S + added, S
 
     by_chunk = (jnp.moveaxis(kept, 1, 0), jnp.moveaxis(added, 1, 0))
-    state, entering = jax.lax.scan(cross, state, by_chunk)
+    S, entering = jax.lax.scan(cross, state.reshape(added[:, 0].shape), by_chunk)
 
     # What each query reads: the state that entered its chunk, and the keys before it.
-    from_start = jnp.exp(decay) * (document == 0)[:, :, None]
-    o = from_start[..., None] * jnp.einsum(
-        "bnhck,nbhkv->bnhcv", Q, entering.astype(Q.dtype), preferred_element_type=jnp.float32
-    )
-    scores = jnp.einsum("bnhik,bnhjk->bnhij", Q, K, preferred_element_type=jnp.float32)
-    seen = jnp.tril(document[..., :, None] == document[..., None, :])[:, :, None]
+    from_start = jnp.exp(decay) * (one == 0)
+    o = from_start[..., None] * _product("bngck,nbgrkv->bngrcv", Q, entering.astype(Q.dtype))
+    seen = jnp.tril(document[..., :, None] == document[..., None, :])[:, :, None, None]
     # masked before the exponential: after it, a masked overflow would give NaN gradients
     between = jnp.where(seen, decay[..., :, None] - decay[..., None, :], -jnp.inf)
-    scores = (scores * jnp.exp(between)).astype(V.dtype)
-    o = o + jnp.einsum("bnhij,bnhjv->bnhiv", scores, V, preferred_element_type=jnp.float32)
-    return chunks.join(jnp.swapaxes(o, 2, 3), length).astype(q.dtype), state
+    scores = _product("bngik,bngjk->bngij", Q, K)[:, :, :, None] * jnp.exp(between)
+    o = o + _product("bngrij,bngrjv->bngriv", scores.astype(V.dtype), V)
+    o = jnp.moveaxis(o, 4, 2).reshape(*o.shape[:2], chunk, *v.shape[2:])
+    return chunks.join(o, length).astype(q.dtype), S.reshape(state.shape)
+
+
+def _grouped(x, groups):
+    """[B N C H ...] -> [B N G R C ...]."""
+    x = x.reshape(*x.shape[:3], groups, -1, *x.shape[4:])
+    return jnp.moveaxis(x, 2, 4)
+
+
+_product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def _fp32(*arrays):

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import sys
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -12,8 +13,9 @@ from flax import nnx
 
 from lcx import mixers
 from lcx.layers import CHANNELS
-from lcx.mixers import MIXERS, LinearAttention, RetNet, SoftmaxAttention
+from lcx.mixers import MIXERS, LinearAttention, Mamba2, RetNet, SoftmaxAttention
 from lcx.positions import POSITIONS, SCALINGS, Linear, RoPE
+from lcx.sparsity import SPARSITIES, Fixed, Full, ShiftedGroups, Strided, TopBlocks, Window
 from lcx.types import Context, Dims, Half, Params, Policy
 
 WIDTH, ROWS, LENGTH = 32, 2, 150
@@ -22,10 +24,17 @@ WIDTH, ROWS, LENGTH = 32, 2, 150
 SETTINGS: tuple[Half, ...] = (
     SoftmaxAttention(kv_heads=2, qk_norm=True),
     SoftmaxAttention(kv_heads=1),
-    SoftmaxAttention(window=1),
-    SoftmaxAttention(window=7),
-    SoftmaxAttention(window=1000),
+    SoftmaxAttention(kv_heads=2, sink_logit=True, softcap=1.5),
+    *(SoftmaxAttention(sparsity=Window(size)) for size in (1, 7, 1000)),
+    SoftmaxAttention(sparsity=Window(7, sinks=3)),
+    SoftmaxAttention(sparsity=Strided(8)),
+    SoftmaxAttention(kv_heads=1, sparsity=ShiftedGroups(8)),
+    SoftmaxAttention(kv_heads=2, sparsity=Fixed(8, summary=3)),
+    SoftmaxAttention(kv_heads=2, sparsity=TopBlocks(8)),
     LinearAttention(heads=2, position=RoPE()),
+    LinearAttention(feature_map="softmax"),
+    LinearAttention(feature_map="taylor"),
+    Mamba2(head_width=16, state=8),
     RetNet(heads=2, expand=1),
 )
 EXAMPLES = {Linear: Linear(4.0)}
@@ -39,6 +48,7 @@ HALVES: tuple[Half, ...] = (
     *(cls() for cls in MIXERS.values()),
     *(cls() for cls in CHANNELS.values()),
     *SETTINGS,
+    *(SoftmaxAttention(sparsity=cls()) for cls in SPARSITIES.values() if cls is not Full),
     *(SoftmaxAttention(position=scheme) for scheme in SCHEMES if scheme != RoPE()),
 )
 
@@ -94,15 +104,18 @@ def in_pieces(half: Half, params: Params, x, ctx: Context, dims: Dims, cuts):
 
 
 def with_references(half: Half, monkeypatch) -> list[str]:
-    """Make the file of a mixer use the reference of each op that it imports; their names."""
-    module = importlib.import_module(type(half).__module__)
+    """Make the file of a mixer, and of sparsities, use the reference of each op; their names."""
     replaced = []
-    for name, op in vars(module).copy().items():
-        if not getattr(op, "__module__", "").startswith("lcx.ops") or not callable(op):
-            continue
-        if "implementation" in inspect.signature(op).parameters:
-            monkeypatch.setattr(module, name, partial(op, implementation="reference"))
-            replaced.append(name)
+    modules = [importlib.import_module(type(half).__module__)]
+    if hasattr(half, "sparsity"):
+        modules += [m for n, m in sys.modules.items() if n.startswith("lcx.sparsity.")]
+    for module in modules:
+        for name, op in vars(module).copy().items():
+            if not getattr(op, "__module__", "").startswith("lcx.ops") or not callable(op):
+                continue
+            if "implementation" in inspect.signature(op).parameters:
+                monkeypatch.setattr(module, name, partial(op, implementation="reference"))
+                replaced.append(name)
     return replaced
 
 

@@ -9,7 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lcx.mixers import RetNet
+from lcx.mixers import (
+    GLA,
+    RGLRU,
+    RWKV5,
+    RWKV6,
+    RWKV7,
+    DeltaNet,
+    GatedConv,
+    GatedDeltaNet,
+    Mamba2,
+    RetNet,
+)
 from lcx.types import Context
 from tests.contracts.cases import (
     HALVES,
@@ -41,6 +52,16 @@ def close(half) -> float:
     return 5e-4 if isinstance(half, RetNet) else 2e-5
 
 
+def chooses_decay(half) -> bool:
+    """Whether the tokens choose how fast the past is forgotten."""
+    return isinstance(half, GLA | RWKV6 | RWKV7 | Mamba2 | GatedDeltaNet | RGLRU)
+
+
+def normalises(half) -> bool:
+    """Whether each head's output is divided by its own size, however small that is."""
+    return isinstance(half, RetNet | RWKV5 | RWKV6 | RWKV7 | DeltaNet | GatedDeltaNet)
+
+
 def context(half, packed: bool) -> Context:
     c = case(half).packed
     return c if packed else Context.of(jnp.arange(LENGTH)[None] + jnp.array([[0], [7]]))
@@ -51,7 +72,8 @@ def context(half, packed: bool) -> Context:
 def test_parity_fast_form_equals_the_plain_one(half, packed, monkeypatch):
     c, ctx = case(half), context(half, packed)
     fast = whole(half)(c.params, c.x, ctx)
-    assert with_references(half, monkeypatch), "the mixer uses no op that has a reference"
+    # a convolution of four taps is its own plain form
+    assert with_references(half, monkeypatch) or isinstance(half, GatedConv)
     plain = gradients_of(lambda p, x, ctx: half(p, x, ctx)[0])(c.params, c.x, ctx)
     assert_close(fast, plain, close(half))
 
@@ -138,8 +160,13 @@ def test_segments_no_gradient_crosses_a_document(half):
         return half(p, x, ctx)[0] * (ctx.segments == 2)[..., None]
 
     dx = gradients_of(first_document)(c.params, c.x, c.packed).x
-    assert np.abs(np.asarray(dx)[segments == 2]).max() > 0
-    assert np.abs(np.asarray(dx)[segments != 2]).max() == 0
+    inside, outside = (
+        np.abs(np.asarray(dx)[where]).max() for where in (segments == 2, segments != 2)
+    )
+    assert inside > 0
+    # Nothing at all, but for decays that tokens choose: log-decays are summed over a chunk and
+    # subtracted again, and in what other documents' tokens get of that, terms cancel to rounding
+    assert outside <= (1e-7 if chooses_decay(half) else 0) * inside
 
 
 @every_half
@@ -149,17 +176,17 @@ def test_dtype_bf16_computes_in_bf16_close_to_fp32(half):
     assert result.y.dtype == result.x.dtype == jnp.bfloat16
     expected = whole(half)(exact.params, exact.x, exact.packed)
     # measured: up to 0.008 in outputs and 0.011 in gradients (bf16 rounds by up to 0.004);
-    # RetNet's norm, as above, up to 0.054
+    # behind a norm of what may be small, as above, up to 0.073 (GatedDeltaNet)
     assert rms_error(result.y, expected.y) <= 0.015
-    assert rms_error(result.x, expected.x) <= (0.1 if isinstance(half, RetNet) else 0.02)
+    assert rms_error(result.x, expected.x) <= (0.1 if normalises(half) else 0.02)
 
 
 @every_half
 def test_dtype_recurrent_state_is_fp32_under_bf16(half):
     c = case(half, "bfloat16")
     for path, leaf in jax.tree_util.tree_leaves_with_path(half.init_state(c.dims, 1, 8)):
-        tokens = ("k", "v", "last")  # copies of activations, not sums over the past
-        if jax.tree_util.keystr(path, simple=True) not in tokens and leaf.dtype != jnp.int32:
+        tokens = ("k", "v", "last", "conv")  # copies of activations, not sums over the past
+        if jax.tree_util.keystr(path[-1:], simple=True) not in tokens and leaf.dtype != jnp.int32:
             assert leaf.dtype == jnp.float32, jax.tree_util.keystr(path)
 
 

@@ -1,0 +1,42 @@
+"""What a variant takes, told from its specification alone: nothing is trained, no array is made."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+
+from lcx.metrics import Cost
+from lcx.model import LM, count_parameters
+from lcx.types import Mixer, tree_bytes
+
+
+def cost_of(model: LM, train_len: int, lengths: Sequence[int]) -> Cost:
+    """Parameters, training FLOPs a token, and the state of decoding a text of each length."""
+    return Cost(
+        parameters=count_parameters(model),
+        training_flops=training_flops(model, train_len),
+        state_bytes={str(n): state_bytes(model, n) for n in lengths},
+    )
+
+
+def training_flops(model: LM, length: int) -> float | None:
+    """FLOPs a token of a training step on texts of `length` tokens; a multiply-add is two.
+
+    Every parameter takes part in one multiply-add a token, except the embedding, which is looked
+    up (as a tied head, it does); to these the mixers add what mixing takes. The backward pass costs
+    twice the forward pass (Kaplan et al. 2020, section 2.1). Counted from the formulas: chunked and
+    blockwise forms do more, where that is faster. None where a mixer does not tell.
+    """
+    lookup = 0 if model.tied else model.vocab * model.width
+    weights = 2.0 * (count_parameters(model) - lookup)
+    mixing = 0.0
+    for block in model.pattern:
+        if not isinstance(block.mixer, Mixer):
+            return None
+        mixing += model.repeats * block.mixer.mixing_flops(model.dims, length)
+    return 3 * (weights + mixing)
+
+
+def state_bytes(model: LM, length: int) -> int:
+    """Bytes that decoding one text of `length` tokens keeps."""
+    return tree_bytes(jax.eval_shape(partial(model.init_state, 1, length)))

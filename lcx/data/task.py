@@ -1,0 +1,69 @@
+"""What an experiment can be trained and measured on, as the rest of lcx sees it."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int
+
+from lcx.protocols import EvaluationProtocol
+
+
+@runtime_checkable
+class Vocabulary(Protocol):
+    """What models and metrics have to know of token ids."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def bos(self) -> int:
+        """The id that begins every document."""
+        ...
+
+    @property
+    def byte_lengths(self) -> Int[np.ndarray, " vocab"]:
+        """How many bytes each token stands for."""
+        ...
+
+
+@runtime_checkable
+class Texts(Protocol):
+    """Token ids to train on and to measure with, ready to use."""
+
+    @property
+    def tokenizer(self) -> Vocabulary: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two exactly if they give the same documents."""
+        ...
+
+    def describe(self) -> Mapping[str, str]:
+        """What a result says of where its texts come from."""
+        ...
+
+    def check(self, length: int, protocol: EvaluationProtocol) -> None:
+        """Raise ValueError where rows of `length` or the protocol do not fit."""
+        ...
+
+    def batches(self, length: int, batch: int, seed: int) -> Any:
+        """An endless stream of batches; `iter()` of it has `get_state` and `set_state`.
+
+        A batch is a dict of int32 arrays [batch, length]: `tokens`, `targets` (-1: not scored),
+        `segments` (0: padding) and `positions`.
+        """
+        ...
+
+    def long_documents(self, split: str, tokens: int) -> list[tuple[str, Int[np.ndarray, " n"]]]:
+        """Name and ids, without BOS, of each document of at least `tokens` tokens."""
+        ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Texts, as a spec."""
+
+    def load(self) -> Texts:
+        """Finds or makes them. Raises ValueError or FileNotFoundError where it cannot."""
+        ...

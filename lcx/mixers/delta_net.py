@@ -1,0 +1,140 @@
+"""DeltaNet, and DeltaNet with a decay and an output gate."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lcx.dense import head_width, linear, merge_heads, residual, split_heads, step_bias, uniform
+from lcx.layers import l2_normalise, rms_normalise
+from lcx.ops.delta_rule import delta_rule
+from lcx.ops.short_conv import short_conv
+from lcx.types import Context, Dims, Params, State
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """DeltaNet (Yang et al. 2024, arXiv:2406.06484): what is written for a key replaces the old.
+
+    Queries, keys and values pass a short convolution and SiLU; queries and keys get length 1; the
+    rate of replacement is sigmoid(x W). Each head's output is RMS-normalised. State: the last
+    taps - 1 inputs of the convolution, one K x K matrix per head. Fixed size.
+    """
+
+    heads: int = 4
+    taps: int = 4
+
+    def __post_init__(self):
+        if self.taps < 1:
+            raise ValueError(f"DeltaNet: taps must be at least 1, not {self.taps}")
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        width = head_width("DeltaNet", dims, self.heads)
+        return nnx.Dict(
+            **_projections(dims, self.heads, self.taps, dims.model, rngs),
+            scale=nnx.Param(jnp.ones(width, dims.policy.params)),
+            out=residual(dims, dims.model, ("heads", "embed"), rngs),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        width = dims.model // self.heads
+        return {
+            "conv": jnp.zeros((batch, self.taps - 1, 3 * dims.model), dims.policy.compute),
+            "S": jnp.zeros((batch, self.heads, width, width), jnp.float32),
+        }
+
+    def mixing_flops(self, dims: Dims, length: int) -> float:
+        return 6.0 * dims.model**2 / self.heads  # read, replace, read
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State | None]:
+        q, k, v, conv = _convolved(params, x, ctx, state, self.heads)
+        o, S = delta_rule(
+            *(q, k, v, jax.nn.sigmoid(params.beta(x).astype(jnp.float32))),
+            starts=ctx.starts,
+            state=None if state is None else state["S"],
+        )
+        o = rms_normalise(o) * params.scale[...].astype(o.dtype)
+        return params.out(merge_heads(o)), state and {"conv": conv, "S": S}
+
+
+@dataclass(frozen=True)
+class GatedDeltaNet:
+    """Gated DeltaNet (Yang et al. 2024, arXiv:2412.06464): a DeltaNet that also forgets.
+
+    Log-decay of a token and head: -exp(A) softplus(x W + b). Values are `expand` times as wide as
+    keys, and each head's normalised output is gated by SiLU. State: the last taps - 1 inputs of the
+    convolution, one K x V matrix per head. Fixed size.
+    """
+
+    heads: int = 4
+    expand: int = 2
+    taps: int = 4
+
+    def __post_init__(self):
+        if self.expand < 1 or self.taps < 1:
+            raise ValueError(
+                f"GatedDeltaNet: expand {self.expand} and taps {self.taps} must be at least 1"
+            )
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        width, wide = head_width("GatedDeltaNet", dims, self.heads), self.expand * dims.model
+        rate = jax.random.uniform(rngs.params(), (self.heads,), minval=1e-4, maxval=16.0)
+        return nnx.Dict(
+            **_projections(dims, self.heads, self.taps, wide, rngs),
+            gate=linear(dims, dims.model, wide, ("embed", "heads"), rngs),
+            decay=linear(dims, dims.model, self.heads, ("embed", None), rngs),
+            log_rate=nnx.Param(jnp.log(rate)),
+            step_bias=nnx.Param(step_bias(rngs, self.heads)),
+            scale=nnx.Param(jnp.ones(self.expand * width, dims.policy.params)),
+            out=residual(dims, wide, ("heads", "embed"), rngs),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        width, inputs = dims.model // self.heads, (2 + self.expand) * dims.model
+        return {
+            "conv": jnp.zeros((batch, self.taps - 1, inputs), dims.policy.compute),
+            "S": jnp.zeros((batch, self.heads, width, self.expand * width), jnp.float32),
+        }
+
+    def mixing_flops(self, dims: Dims, length: int) -> float:
+        return 7.0 * self.expand * dims.model**2 / self.heads  # decay, read, replace, read
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State | None]:
+        q, k, v, conv = _convolved(params, x, ctx, state, self.heads)
+        step = jax.nn.softplus(params.decay(x).astype(jnp.float32) + params.step_bias[...])
+        o, S = delta_rule(
+            *(q, k, v, jax.nn.sigmoid(params.beta(x).astype(jnp.float32))),
+            g=-jnp.exp(params.log_rate[...]) * step,
+            starts=ctx.starts,
+            state=None if state is None else state["S"],
+        )
+        o = merge_heads(rms_normalise(o) * params.scale[...].astype(o.dtype))
+        return params.out(o * jax.nn.silu(params.gate(x))), state and {"conv": conv, "S": S}
+
+
+def _projections(dims: Dims, heads: int, taps: int, values: int, rngs: nnx.Rngs) -> dict:
+    inputs, dtype = 2 * dims.model + values, jnp.dtype(dims.policy.params)
+    return {
+        "q": linear(dims, dims.model, dims.model, ("embed", "heads"), rngs),
+        "k": linear(dims, dims.model, dims.model, ("embed", "heads"), rngs),
+        "v": linear(dims, dims.model, values, ("embed", "heads"), rngs),
+        "conv": nnx.Param(uniform(taps**-0.5)(rngs.params(), (taps, inputs), dtype)),
+        "beta": linear(dims, dims.model, heads, ("embed", None), rngs),
+    }
+
+
+def _convolved(params, x, ctx, state, heads):
+    """Queries and keys of length 1 (queries times K^-1/2), values, and the convolution's state."""
+    qkv = jnp.concatenate([params[n](x) for n in "qkv"], axis=-1)
+    before = None if state is None else state["conv"]
+    qkv, last = short_conv(qkv, params.conv[...], starts=ctx.starts, state=before)
+    width = x.shape[-1]
+    q, k, v = jnp.split(jax.nn.silu(qkv), [width, 2 * width], axis=-1)
+    q, k, v = (split_heads(a, heads) for a in (q, k, v))
+    return l2_normalise(q) * q.shape[-1] ** -0.5, l2_normalise(k), v, last

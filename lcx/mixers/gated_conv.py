@@ -1,0 +1,55 @@
+"""A gated short convolution: the cheapest mixer there is, for what lies a few tokens back."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lcx.dense import linear, normal, residual
+from lcx.ops.short_conv import short_conv
+from lcx.types import Context, Dims, Params, State
+
+
+@dataclass(frozen=True)
+class GatedConv:
+    """c * conv(b * x), with gates b and c from the token itself (LFM2, Liquid AI 2025).
+
+    The same as a layer of H3 (Fu et al. 2023) without its long filter. It sees `taps` tokens, so it
+    belongs under a mixer that sees further, as the first of a pattern. State: the last taps - 1
+    inputs of the convolution.
+    """
+
+    taps: int = 4
+
+    def __post_init__(self):
+        if self.taps < 1:
+            raise ValueError(f"GatedConv: taps must be at least 1, not {self.taps}")
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        square = (dims.model, dims.model, ("embed", "heads"), rngs)
+        shape, dtype = (self.taps, dims.model), jnp.dtype(dims.policy.params)
+        return nnx.Dict(
+            b=linear(dims, *square),
+            c=linear(dims, *square),
+            x=linear(dims, *square),
+            conv=nnx.Param(normal(self.taps**-0.5)(rngs.params(), shape, dtype)),
+            out=residual(dims, dims.model, ("heads", "embed"), rngs),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        return {"conv": jnp.zeros((batch, self.taps - 1, dims.model), dims.policy.compute)}
+
+    def mixing_flops(self, dims: Dims, length: int) -> float:
+        return 0.0  # a multiply-add for each parameter is all there is
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State | None]:
+        y, last = short_conv(
+            params.b(x) * params.x(x),
+            params.conv[...],
+            starts=ctx.starts,
+            state=None if state is None else state["conv"],
+        )
+        return params.out(params.c(x) * y), state and {"conv": last}

@@ -1,0 +1,104 @@
+"""Mamba-2's mixer: a state space with one decay a head, chosen by the token."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lcx.dense import linear, residual, split_heads, step_bias, uniform
+from lcx.layers import rms_normalise
+from lcx.ops.linear_attention import linear_attention
+from lcx.ops.short_conv import short_conv
+from lcx.types import Context, Dims, Params, State
+
+
+@dataclass(frozen=True)
+class Mamba2:
+    """Mamba-2's structured state space duality (Dao and Gu 2024, arXiv:2405.21060), section 7.1.
+
+    S = exp(-dt A) S + B (dt x)^T and y = C S + D x, for heads of x that share their B and C (keys
+    and queries); x, B and C pass a short convolution and SiLU; dt = softplus(x W + b). The output
+    is gated, then RMS-normalised. State: the last taps - 1 inputs of the convolution, one
+    state x head_width matrix per head. Fixed size.
+    """
+
+    state: int = 128
+    """K, the width of B and C."""
+    head_width: int = 64
+    """V; there are expand * D / V heads."""
+    expand: int = 2
+    taps: int = 4
+
+    def __post_init__(self):
+        if min(self.state, self.head_width, self.expand, self.taps) < 1:
+            raise ValueError(f"Mamba2: every number must be at least 1 in {self}")
+
+    def _heads(self, dims: Dims) -> int:
+        heads, rest = divmod(self.expand * dims.model, self.head_width)
+        if rest:
+            raise ValueError(
+                f"Mamba2: heads of {self.head_width} do not divide the inner width "
+                f"{self.expand} * {dims.model}"
+            )
+        return heads
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        inner, heads = self.expand * dims.model, self._heads(dims)
+        inputs, dtype = inner + 2 * self.state, jnp.dtype(dims.policy.params)
+        tap = uniform(self.taps**-0.5)
+        rate = jax.random.uniform(rngs.params(), (heads,), minval=1.0, maxval=16.0)
+        return nnx.Dict(
+            x=linear(dims, dims.model, inner, ("embed", "heads"), rngs),
+            b=linear(dims, dims.model, self.state, ("embed", None), rngs),
+            c=linear(dims, dims.model, self.state, ("embed", None), rngs),
+            gate=linear(dims, dims.model, inner, ("embed", "heads"), rngs),
+            step=linear(dims, dims.model, heads, ("embed", None), rngs),
+            conv=nnx.Param(tap(rngs.params(), (self.taps, inputs), dtype)),
+            conv_bias=nnx.Param(tap(rngs.params(), (inputs,), dtype)),
+            log_rate=nnx.Param(jnp.log(rate)),
+            step_bias=nnx.Param(step_bias(rngs, heads)),
+            skip=nnx.Param(jnp.ones(heads)),
+            scale=nnx.Param(jnp.ones(inner, dtype)),
+            out=residual(dims, inner, ("heads", "embed"), rngs),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        inner, heads = self.expand * dims.model, self._heads(dims)
+        inputs = inner + 2 * self.state
+        return {
+            "conv": jnp.zeros((batch, self.taps - 1, inputs), dims.policy.compute),
+            "S": jnp.zeros((batch, heads, self.state, self.head_width), jnp.float32),
+        }
+
+    def mixing_flops(self, dims: Dims, length: int) -> float:
+        return 5.0 * self.state * self.expand * dims.model  # decay, add, read
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State | None]:
+        xbc = jnp.concatenate([params[n](x) for n in "xbc"], axis=-1)
+        xbc, conv = short_conv(
+            xbc,
+            params.conv[...],
+            params.conv_bias[...],
+            starts=ctx.starts,
+            state=None if state is None else state["conv"],
+        )
+        inner = xbc.shape[-1] - 2 * self.state
+        v, k, q = jnp.split(jax.nn.silu(xbc), [inner, inner + self.state], axis=-1)
+        v = v.reshape(*v.shape[:2], -1, self.head_width)
+        step = jax.nn.softplus(params.step(x).astype(jnp.float32) + params.step_bias[...])
+        o, S = linear_attention(
+            split_heads(q, 1),
+            split_heads(k, 1),
+            v * step[..., None].astype(v.dtype),
+            g=-jnp.exp(params.log_rate[...]) * step,
+            starts=ctx.starts,
+            state=None if state is None else state["S"],
+        )
+        o = o + v * params.skip[...][:, None].astype(v.dtype)
+        o = o.reshape(*o.shape[:2], -1) * jax.nn.silu(params.gate(x))
+        y = params.out(rms_normalise(o, 1e-5) * params.scale[...].astype(o.dtype))
+        return y, state and {"conv": conv, "S": S}

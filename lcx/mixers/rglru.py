@@ -1,0 +1,106 @@
+"""Griffin's recurrent block around the real-gated linear recurrent unit."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lcx.dense import head_width, linear, merge_heads, normal, residual, split_heads
+from lcx.ops.lru import lru
+from lcx.ops.short_conv import short_conv
+from lcx.types import Context, Dims, Params, State
+
+SHARPNESS = 8.0
+"""c in the paper's equation 3."""
+
+
+@dataclass(frozen=True)
+class RGLRU:
+    """Griffin's recurrent block (De et al. 2024, arXiv:2402.19427), sections 2.3 and 2.4.
+
+    h = a h + sqrt(1 - a^2) (i * x), log a = -8 softplus(Lambda) r, with gates r and i from x, which
+    passes a short convolution first; h is gated by gelu. The gates' matrices are block-diagonal,
+    one block a head. At position 0 the input enters whole. State: the last taps - 1 inputs of the
+    convolution, h. Fixed size, no matrix.
+    """
+
+    heads: int = 4
+    taps: int = 4
+
+    def __post_init__(self):
+        if self.taps < 1:
+            raise ValueError(f"RGLRU: taps must be at least 1, not {self.taps}")
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        D, width, dtype = dims.model, head_width("RGLRU", dims, self.heads), dims.policy.params
+        # As in the original code: with open gates, a^(1/8) lies in [0.9, 0.999], its square evenly
+        square = jax.random.uniform(rngs.params(), (D,), minval=0.9**2, maxval=0.999**2)
+
+        def small(*shape: int, inputs: int) -> nnx.Param:
+            return nnx.Param(normal(0.1 * inputs**-0.5)(rngs.params(), shape, jnp.dtype(dtype)))
+
+        def gate() -> nnx.Dict:
+            return nnx.Dict(
+                weight=small(self.heads, width, width, inputs=width),
+                bias=nnx.Param(jnp.zeros(D, dtype)),
+            )
+
+        return nnx.Dict(
+            x=linear(dims, D, D, ("embed", "heads"), rngs),
+            gate=linear(dims, D, D, ("embed", "heads"), rngs),
+            conv=small(self.taps, D, inputs=self.taps),
+            conv_bias=nnx.Param(jnp.zeros(D, dtype)),
+            recurrence_gate=gate(),
+            input_gate=gate(),
+            rate=nnx.Param(jnp.log(jnp.expm1(-0.5 * jnp.log(square)))),
+            out=residual(dims, D, ("heads", "embed"), rngs),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        return {
+            "conv": jnp.zeros((batch, self.taps - 1, dims.model), dims.policy.compute),
+            "h": jnp.zeros((batch, dims.model), jnp.float32),
+        }
+
+    def mixing_flops(self, dims: Dims, length: int) -> float:
+        return 4.0 * dims.model  # the input's norm, decay, add
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State | None]:
+        before = state or {"conv": None, "h": None}
+        inputs, conv = short_conv(
+            params.x(x),
+            params.conv[...],
+            params.conv_bias[...],
+            starts=ctx.starts,
+            state=before["conv"],
+        )
+
+        def gate(name: str) -> Float[Array, "B T D"]:
+            blocks = params[name].weight[...].astype(x.dtype)
+            y = jnp.einsum("bthk,hkv->bthv", split_heads(inputs, self.heads), blocks)
+            return jax.nn.sigmoid(merge_heads(y) + params[name].bias[...].astype(x.dtype))
+
+        rate = jax.nn.softplus(params.rate[...].astype(jnp.float32))
+        g = -SHARPNESS * rate * gate("recurrence_gate").astype(jnp.float32)
+        share = jnp.where((ctx.positions == 0)[..., None], 1.0, sqrt(-jnp.expm1(2 * g)))
+        h, last = lru(
+            share * (gate("input_gate") * inputs), g, starts=ctx.starts, state=before["h"]
+        )
+        y = params.out(h.astype(x.dtype) * jax.nn.gelu(params.gate(x)))
+        return y, state and {"conv": conv, "h": last}
+
+
+@jax.custom_jvp
+def sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The square root with a slope of at most 1000, as the original code has it: 0 has one too."""
+    return jnp.sqrt(x)
+
+
+@sqrt.defjvp
+def _sqrt_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return jnp.sqrt(x), dx * jax.lax.rsqrt(jnp.maximum(4 * x, 1e-6))

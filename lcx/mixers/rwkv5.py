@@ -1,0 +1,81 @@
+"""RWKV-5's time mix."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import orthogonal
+from jaxtyping import Array, Float
+
+from lcx.dense import head_width, linear, merge_heads, split_heads, zeros
+from lcx.layers import blend, rwkv_decay, rwkv_depth, standardise, token_mix, token_shift
+from lcx.ops.gated_linear_attention import gated_linear_attention
+from lcx.types import Context, Dims, Params, State
+
+
+@dataclass(frozen=True)
+class RWKV5:
+    """RWKV-5's time mix, Eagle (Peng et al. 2024, arXiv:2404.05892): a matrix of state per head.
+
+    Every feature of a head's keys decays at a learnt, constant rate; the current token is read with
+    a bonus in place of it. Belongs with LayerNorm blocks, `RWKVChannelMix` and a norm on the
+    embedding. State: the last token, one K x K matrix per head. Fixed size.
+    """
+
+    heads: int = 4
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        # As in the original code: mixes that favour the present in deep layers, decays from slow
+        # to fast over the channels, a bonus with a zigzag, a norm that is louder in deep layers.
+        width = head_width("RWKV5", dims, self.heads)
+        depth, to_end = rwkv_depth(dims)
+        decay, bonus = rwkv_decay(dims)
+        mix, half = token_mix(dims, to_end), token_mix(dims, 0.5 * to_end)
+        square = (dims.model, dims.model, ("embed", "heads"), rngs)
+        return nnx.Dict(
+            mix_k=nnx.Param(mix),
+            mix_v=nnx.Param((mix + 0.3 * depth).astype(mix.dtype)),
+            mix_r=nnx.Param(half),
+            mix_g=nnx.Param(jnp.copy(half)),
+            decay=nnx.Param(decay.reshape(self.heads, width)),
+            bonus=nnx.Param(bonus.reshape(self.heads, width)),
+            receptance=linear(dims, *square, orthogonal()),
+            key=linear(dims, *square, orthogonal(0.1)),
+            value=linear(dims, *square, orthogonal()),
+            gate=linear(dims, *square, orthogonal(0.1)),
+            scale=nnx.Param(jnp.full(dims.model, (1 - to_end + 1 / dims.layers) ** 0.7)),
+            bias=nnx.Param(jnp.zeros(dims.model)),
+            out=linear(dims, dims.model, dims.model, ("heads", "embed"), rngs, zeros),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        width = dims.model // self.heads
+        return {
+            "last": jnp.zeros((batch, dims.model), dims.policy.compute),
+            "S": jnp.zeros((batch, self.heads, width, width), jnp.float32),
+        }
+
+    def mixing_flops(self, dims: Dims, length: int) -> float:
+        return 5.0 * dims.model**2 / self.heads  # decay, add, read
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State | None]:
+        previous = token_shift(x, None if state is None else state["last"], ctx.starts)
+        r = split_heads(params.receptance(blend(params.mix_r, x, previous)), self.heads)
+        k = split_heads(params.key(blend(params.mix_k, x, previous)), self.heads)
+        v = split_heads(params.value(blend(params.mix_v, x, previous)), self.heads)
+        gate = jax.nn.silu(params.gate(blend(params.mix_g, x, previous)))
+        decay = -jnp.exp(params.decay[...].astype(jnp.float32))
+        o, S = gated_linear_attention(
+            *(r, k, v),
+            jnp.broadcast_to(decay, (1, x.shape[1], *decay.shape)),
+            bonus=params.bonus[...],
+            starts=ctx.starts,
+            state=None if state is None else state["S"],
+        )
+        # the original divides by 8 before a norm of eps 1e-5: the same as this eps
+        o = merge_heads(standardise(o, 64e-5))
+        o = o * params.scale[...].astype(o.dtype) + params.bias[...].astype(o.dtype)
+        return params.out(o * gate), state and {"last": x[:, -1], "S": S}

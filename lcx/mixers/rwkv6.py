@@ -1,0 +1,93 @@
+"""RWKV-6's time mix."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import orthogonal
+from jaxtyping import Array, Float
+
+from lcx.dense import head_width, linear, merge_heads, split_heads, uniform, zeros
+from lcx.layers import rwkv_decay, rwkv_depth, standardise, token_mix, token_shift
+from lcx.ops.gated_linear_attention import gated_linear_attention
+from lcx.types import Context, Dims, Params, State
+
+MIXES = "wkvrg"
+
+
+@dataclass(frozen=True)
+class RWKV6:
+    """RWKV-6's time mix, Finch (Peng et al. 2024, arXiv:2404.05892): RWKV-5's, by the data.
+
+    How much of the token before is mixed in, and how fast each feature decays, depend on the token
+    through low-rank maps. Belongs with LayerNorm blocks, `RWKVChannelMix` and a norm on the
+    embedding. State: the last token, one K x K matrix per head. Fixed size.
+    """
+
+    heads: int = 4
+    mix_rank: int = 32
+    decay_rank: int = 64
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        # As in the original code; a mix is the share of the token before, where RWKV-4 and 5 count
+        # that of the current one.
+        width, D = head_width("RWKV6", dims, self.heads), dims.model
+        depth, to_end = rwkv_depth(dims)
+        decay, bonus = rwkv_decay(dims)
+        mix, half = token_mix(dims, to_end), token_mix(dims, 0.5 * to_end)
+        first = {"w": mix, "k": mix, "v": mix + 0.3 * depth, "r": half, "g": half}
+        square = (D, D, ("embed", "heads"), rngs)
+        small, dtype = uniform(0.01), jnp.dtype(dims.policy.params)
+        return nnx.Dict(
+            mix_x=nnx.Param(1 - mix),
+            mix=nnx.Param(jnp.stack([1 - first[n] for n in MIXES]).astype(dtype)),
+            mix_in=linear(dims, D, 5 * self.mix_rank, ("embed", None), rngs, zeros),
+            mix_out=nnx.Param(small(rngs.params(), (5, self.mix_rank, D), dtype)),
+            decay=nnx.Param(decay),
+            decay_in=linear(dims, D, self.decay_rank, ("embed", None), rngs, zeros),
+            decay_out=linear(dims, self.decay_rank, D, (None, "heads"), rngs, small),
+            bonus=nnx.Param(bonus.reshape(self.heads, width)),
+            receptance=linear(dims, *square, orthogonal()),
+            key=linear(dims, *square, orthogonal(0.1)),
+            value=linear(dims, *square, orthogonal()),
+            gate=linear(dims, *square, orthogonal(0.1)),
+            scale=nnx.Param(jnp.full(D, (1 - to_end + 1 / dims.layers) ** 0.7)),
+            bias=nnx.Param(jnp.zeros(D)),
+            out=linear(dims, D, D, ("heads", "embed"), rngs, zeros),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        width = dims.model // self.heads
+        return {
+            "last": jnp.zeros((batch, dims.model), dims.policy.compute),
+            "S": jnp.zeros((batch, self.heads, width, width), jnp.float32),
+        }
+
+    def mixing_flops(self, dims: Dims, length: int) -> float:
+        return 5.0 * dims.model**2 / self.heads  # decay, add, read
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State | None]:
+        before = token_shift(x, None if state is None else state["last"], ctx.starts) - x
+        low = jnp.tanh(params.mix_in(x + before * params.mix_x[...].astype(x.dtype)))
+        low = low.reshape(*low.shape[:2], 5, self.mix_rank)
+        more = jnp.einsum("btmr,mrd->btmd", low, params.mix_out[...].astype(x.dtype))
+        mixed = x[:, :, None] + before[:, :, None] * (params.mix[...].astype(x.dtype) + more)
+        w, k, v, r, g = (mixed[:, :, i] for i in range(5))
+        r = split_heads(params.receptance(r), self.heads)
+        k = split_heads(params.key(k), self.heads)
+        v = split_heads(params.value(v), self.heads)
+        decay = params.decay_out(jnp.tanh(params.decay_in(w))).astype(jnp.float32)
+        decay = -jnp.exp(params.decay[...].astype(jnp.float32) + decay)
+        o, S = gated_linear_attention(
+            *(r, k, v, split_heads(decay, self.heads)),
+            bonus=params.bonus[...],
+            starts=ctx.starts,
+            state=None if state is None else state["S"],
+        )
+        o = merge_heads(standardise(o, 64e-5))
+        o = o * params.scale[...].astype(o.dtype) + params.bias[...].astype(o.dtype)
+        y = params.out(o * jax.nn.silu(params.gate(g)))
+        return y, state and {"last": x[:, -1], "S": S}

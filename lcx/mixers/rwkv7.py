@@ -1,0 +1,149 @@
+"""RWKV-7's time mix."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import orthogonal
+from jaxtyping import Array, Bool, Float
+
+from lcx.dense import head_width, linear, merge_heads, split_heads, uniform, zeros
+from lcx.layers import (
+    l2_normalise,
+    rwkv_depth,
+    standardise,
+    token_mix,
+    token_shift,
+)
+from lcx.ops.delta_rule import diagonal_delta_rule
+from lcx.types import Context, Dims, Params, State
+
+STRONGEST = -(math.e**-0.5)
+"""The log-decay of a token, of a decay of 1: exp(-exp(-0.5)) = 0.545 a token."""
+
+
+class FirstValues(NamedTuple):
+    """What the first RWKV-7 layer hands on to the later ones."""
+
+    values: Float[Array, "B T D"]
+    made: Bool[Array, ""]
+    """False before the first layer."""
+
+
+@dataclass(frozen=True)
+class RWKV7:
+    """RWKV-7's time mix, Goose (Peng et al. 2025, arXiv:2503.14456): a generalised delta rule.
+
+    The state forgets by feature (at most by e^-0.6065 a token), and what it holds for a removal key
+    is replaced at a learnt rate by feature. Values of later layers are mixed with those of the
+    first. Belongs with LayerNorm blocks, `RWKV7ChannelMix` and a norm on the embedding. State: the
+    last token, one K x K matrix per head. Fixed size.
+    """
+
+    heads: int = 4
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        # As in the original code. Its first layer has no value mix; here it has one that nothing
+        # reads, since the layers of a stack are alike.
+        width, D = head_width("RWKV7", dims, self.heads), dims.model
+        depth, to_end = rwkv_depth(dims)
+        channel = jnp.arange(D, dtype=jnp.float32)
+        line = channel / max(D - 1, 1) - 0.5
+        zigzag = 2 * (channel % width) / max(width - 1, 1) - 1
+        zigzag = zigzag * jnp.abs(zigzag)
+        decay = -6 + 6 * (channel / max(D - 1, 1)) ** (1 + depth**0.3)
+        powers = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
+
+        def low_rank(factor: float) -> nnx.Dict:
+            rank = max(32, round(factor * D**0.5 / 32) * 32)
+            gain = 0.1 * max(1.0, (rank / D) ** 0.5)
+            return nnx.Dict(
+                down=linear(dims, D, rank, ("embed", None), rngs, zeros),
+                up=linear(dims, rank, D, (None, "heads"), rngs, orthogonal(gain)),
+            )
+
+        def square(bound: float) -> nnx.Linear:
+            return linear(dims, D, D, ("embed", "heads"), rngs, uniform(bound * D**-0.5))
+
+        return nnx.Dict(
+            **{f"mix_{n}": nnx.Param(1 - token_mix(dims, p * to_end)) for n, p in powers.items()},
+            decay=nnx.Param(decay + 0.5 + 2.5 * zigzag),
+            decay_low=low_rank(2.5),
+            rate=nnx.Param(-0.19 + 0.3 * zigzag + 0.4 * line),
+            rate_low=low_rank(2.5),
+            first=nnx.Param(0.73 - 0.4 * line),
+            first_low=low_rank(1.7),
+            gate_low=low_rank(5.0),
+            removal=nnx.Param(0.71 - 0.1 * line),
+            replaced=nnx.Param(jnp.full(D, 1.02)),
+            bonus=nnx.Param(jnp.full((self.heads, width), -0.04)),
+            receptance=square(0.5),
+            key=square(0.05),
+            value=square(0.5),
+            scale=nnx.Param(jnp.full(D, (1 - to_end + 1 / dims.layers) ** 0.7)),
+            bias=nnx.Param(jnp.zeros(D)),
+            out=linear(dims, D, D, ("heads", "embed"), rngs, zeros),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        width = dims.model // self.heads
+        return {
+            "last": jnp.zeros((batch, dims.model), dims.policy.compute),
+            "S": jnp.zeros((batch, self.heads, width, width), jnp.float32),
+        }
+
+    def init_shared(self, x: Float[Array, "B T D"]) -> FirstValues:
+        return FirstValues(jnp.zeros_like(x), jnp.zeros((), bool))
+
+    def mixing_flops(self, dims: Dims, length: int) -> float:
+        return 9.0 * dims.model**2 / self.heads  # decay, read and replace, add, read
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State | None]:
+        y, state, _ = self.share(params, x, ctx, state, self.init_shared(x))
+        return y, state
+
+    def share(
+        self,
+        params: Params,
+        x: Float[Array, "B T D"],
+        ctx: Context,
+        state: State | None,
+        shared: FirstValues,
+    ) -> tuple[Float[Array, "B T D"], State | None, FirstValues]:
+        before = token_shift(x, None if state is None else state["last"], ctx.starts) - x
+        xr, xw, xk, xv, xa, xg = (
+            x + before * params[f"mix_{n}"][...].astype(x.dtype) for n in "rwkvag"
+        )
+
+        def low_rank(name, x, between=lambda x: x):
+            return params[name].up(between(params[name].down(x)))
+
+        def vector(name):
+            return params[name][...].astype(x.dtype)
+
+        r, k, v = params.receptance(xr), params.key(xk), params.value(xv)
+        shared = FirstValues(jnp.where(shared.made, shared.values, v), jnp.ones((), bool))
+        v = v + (shared.values - v) * jax.nn.sigmoid(vector("first") + low_rank("first_low", xv))
+        rate = jax.nn.sigmoid(vector("rate") + low_rank("rate_low", xa))
+        decay = low_rank("decay_low", xw, jnp.tanh).astype(jnp.float32) + params.decay[...]
+        gate = low_rank("gate_low", xg, jax.nn.sigmoid)
+
+        removal = l2_normalise(split_heads(k * vector("removal"), self.heads))
+        k = k * (1 + (rate - 1) * vector("replaced"))
+        r, k, v, rate = (split_heads(a, self.heads) for a in (r, k, v, rate))
+        o, S = diagonal_delta_rule(
+            *(r, k, v, -removal, removal * rate),
+            split_heads(STRONGEST * jax.nn.sigmoid(decay), self.heads),
+            strongest=STRONGEST,
+            starts=ctx.starts,
+            state=None if state is None else state["S"],
+        )
+        o = merge_heads(standardise(o, 64e-5)) * vector("scale") + vector("bias")
+        own = (r * k * params.bonus[...].astype(x.dtype)).sum(axis=-1, keepdims=True) * v
+        y = params.out((o + merge_heads(own)) * gate)
+        return y, state and {"last": x[:, -1], "S": S}, shared

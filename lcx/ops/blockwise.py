@@ -1,0 +1,326 @@
+"""The blockwise form of softmax attention: memory linear in the length.
+
+It visits tiles of scores with the running max and sum of Milakov and Gimelshein
+(arXiv:1805.02867), saves only the output and its logsumexp, and recomputes each tile in the
+backward pass (Rabe and Staats, arXiv:2112.05682; Dao et al., arXiv:2205.14135, algorithms 1 and
+4). Tiles that causality or the window hide whole are not visited, so a window W costs O(T W), and
+a cache costs what it holds, not what it could.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+HIDDEN = -1e30  # the score of a key out of sight: finite, so that no difference of two is NaN
+BLIND = -HIDDEN  # within this file, the logsumexp of a query without keys: exp(score - it) is 0
+
+Segments = tuple[Int[Array, "B T"], Int[Array, "B S"]]
+Index = int | Int[Array, ""]
+Offset = Index | Int[Array, "B T"]
+
+
+class Scoring(NamedTuple):
+    """From the product of a query and a key to their score, and who sees whom."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+
+    def scores(self, products: Float[Array, "..."]) -> Float[Array, "..."]:
+        s = self.scale * products
+        return s if self.softcap is None else self.softcap * jnp.tanh(s / self.softcap)
+
+    def slope(self, s: Float[Array, "..."]) -> Float[Array, "..."] | float:
+        """The derivative of the scores, from the scores: of the cap only, without `scale`."""
+        return 1.0 if self.softcap is None else 1 - jnp.square(s / self.softcap)
+
+    def visible(
+        self, query: Int[Array, "... T 1"], key: Int[Array, "... 1 S"]
+    ) -> Bool[Array, "... T S"]:
+        """Which keys each query may see, both given by their index among the keys."""
+        past = key <= query
+        return past if self.window is None else past & (key > query - self.window)
+
+
+class Tiling(NamedTuple):
+    """How a call is cut: it changes speed and nothing else."""
+
+    rows: int
+    """Batch rows taken together; a loop runs over the others."""
+    queries: int
+    keys: int
+    unroll: bool
+    """Write the tiles out one by one, where a compiled loop would run its steps in turn."""
+
+    @classmethod
+    def of(cls, B: int, T: int, S: int, H: int) -> "Tiling":
+        """The tiling for this platform and shape.
+
+        An accelerator wants few large tiles. On a CPU, XLA gives a matmul of fewer than about
+        256 x 256 x 64 to one core, so a long text wants tiles of 512. A short one wants small
+        tiles, because those on the diagonal waste half their work, and keeps its cores busy when
+        they are written out. Few rows together keep the scores in cache; but the loop over the
+        others copies each row's keys, too dear for a long cache, and would gather sharded rows.
+        """
+        if jax.default_backend() != "cpu":
+            return cls(B, _near(1024, T), _near(1024, S), unroll=False)
+        short = max(T, S) <= 512
+        queries, keys = (_near(128 if short else 512, n) for n in (T, S))
+        if jax.device_count() > 1 or S > 2 * T:
+            return cls(B, queries, keys, unroll=False)
+        fits = max(1, 2**16 // (H * queries * keys))
+        rows = max(n for n in range(1, B + 1) if B % n == 0 and n <= fits)
+        return cls(rows, queries, keys, unroll=short)
+
+
+def _near(size: int, length: int) -> int:
+    """The tile length, at most `size`, that cuts `length` most evenly; a multiple of 16."""
+    pieces = -(-length // size)
+    return min(length, -(-length // (16 * pieces)) * 16)
+
+
+class _Plan(NamedTuple):
+    """What is known of a blockwise call when it is traced."""
+
+    scoring: Scoring
+    offset: int | None
+    """None: known at run time only, or each query's own."""
+    tiling: Tiling
+
+
+def blockwise(
+    q: Float[Array, "B T G R K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G V"],
+    offset: Offset,
+    scoring: Scoring,
+    segments: Segments | None,
+    tiling: Tiling | None = None,
+) -> tuple[Float[Array, "B T G R V"], Float[Array, "B T G R"]]:
+    """Output in q's dtype and logsumexp, as `lcx.ops.attention.attention` has them."""
+    B, T, G, R, _ = q.shape
+    tiling = tiling or Tiling.of(B, T, k.shape[1], G * R)
+    static, traced, own = None, None, None
+    if isinstance(offset, int):
+        static = offset
+    elif offset.ndim == 0:
+        traced = offset
+    else:
+        own = offset
+
+    def row(q, k, v, segments, own):
+        first = traced if own is None else own
+        return _attend(_Plan(scoring, static, tiling), first, q, k, v, segments)
+
+    if tiling.rows == B:
+        o, lse = jax.vmap(row)(q, k, v, segments, own)
+    else:
+        o, lse = lax.map(lambda x: row(*x), (q, k, v, segments, own), batch_size=tiling.rows)
+    lse = jnp.moveaxis(lse, -1, 1)
+    return o, jnp.where(lse == BLIND, HIDDEN, lse)
+
+
+# What follows sees one row of the batch: q is [T G R K], k [S G K], v [S G V], segments [T], [S].
+# The R query heads of a KV head become rows of its tiles, so that fewer KV heads mean larger
+# matmuls and no key is repeated: a tile of scores is [G, R * queries, keys].
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(plan: _Plan, first: Any, q: Array, k: Array, v: Array, segments: Any) -> Any:
+    return _forward(plan, first, q, k, v, segments)
+
+
+def _attend_fwd(plan: _Plan, first: Any, q: Array, k: Array, v: Array, segments: Any) -> Any:
+    o, lse = _forward(plan, first, q, k, v, segments)
+    return (o, lse), (first, q, k, v, segments, o, lse)
+
+
+def _forward(
+    plan: _Plan, first: Any, q: Array, k: Array, v: Array, segments: Any
+) -> tuple[Float[Array, "T G R V"], Float[Array, "G R T"]]:
+    """Output in q's dtype, and the logsumexp of each query's scores (BLIND if it sees none)."""
+    (T, G, R, _), V = q.shape, v.shape[-1]
+    tiles = _Tiles(plan, first, segments, q.shape, k.shape)
+    q = tiles.pad(q)
+
+    def queries(t: Index, out: tuple[Array, Array]) -> tuple[Array, Array]:
+        qt = tiles.queries(q, t)
+
+        def keys(masked: bool, j: Index, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+            top, total, acc = carry
+            s = plan.scoring.scores(_matmul("gqk,gsk->gqs", qt, tiles.keys(k, j)))
+            if masked:
+                s = jnp.where(tiles.mask(t, j), s, HIDDEN)
+            new_top = jnp.maximum(top, s.max(-1))
+            p, shrink = jnp.exp(s - new_top[..., None]), jnp.exp(top - new_top)
+            vj = tiles.keys(v, j)
+            acc = acc * shrink[..., None] + _matmul("gqs,gsv->gqv", p.astype(vj.dtype), vj)
+            return new_top, total * shrink + p.sum(-1), acc
+
+        top = jnp.full_like(qt[..., 0], HIDDEN, jnp.float32)
+        zero = jnp.zeros_like(top)
+        acc = jnp.zeros_like(zero[..., None], shape=(*zero.shape, V))
+        top, total, acc = tiles.for_keys(t, keys, (top, zero, acc))
+        # A query that saw no key has the maximum of hidden scores, or of none, and no meaning.
+        some = top > HIDDEN / 2
+        total = jnp.where(some, total, 1.0)
+        o = jnp.where(some, 1 / total, 0.0)[..., None] * acc
+        lse = jnp.where(some, top + jnp.log(total), BLIND)
+        return tiles.put_queries(out[0], o, t), _put(out[1], lse.reshape(G, R, -1), t, axis=2)
+
+    o = jnp.zeros_like(q, shape=(*q.shape[:3], V))
+    lse = jnp.zeros_like(q, jnp.float32, shape=(G, R, q.shape[0]))
+    o, lse = tiles.for_queries(queries, (o, lse))
+    return o[:T], lse[..., :T]
+
+
+def _attend_bwd(plan: _Plan, saved: Any, cotangents: tuple[Array, Array]) -> Any:
+    first, q, k, v, segments, o, lse = saved
+    do, dlse = cotangents
+    (T, G, _, K), S = q.shape, k.shape[0]
+    tiles = _Tiles(plan, first, segments, q.shape, k.shape)
+    # The logsumexp's gradient by a score is its weight p, so it only shifts p (dp - delta).
+    delta = jnp.einsum("tgrv,tgrv->grt", o, do, preferred_element_type=jnp.float32) - dlse
+    # Queries of padding have do = delta = 0, so they add nothing to dk and dv.
+    q, do, lse, delta = tiles.pad(q), tiles.pad(do), tiles.pad(lse, 2), tiles.pad(delta, 2)
+
+    def queries(t: Index, grads: tuple[Array, ...]) -> tuple[Array, ...]:
+        qt, dot = tiles.queries(q, t), tiles.queries(do, t)
+        lse_t, delta_t = tiles.row(lse, t), tiles.row(delta, t)
+
+        def keys(masked: bool, j: Index, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+            # Scores lie transposed, [keys, queries]: three of the five matmuls then read their
+            # operands in order, and only the small dq is kept transposed.
+            dqt, dk, dv = carry
+            kj, vj = tiles.keys(k, j), tiles.keys(v, j)
+            s = plan.scoring.scores(_matmul("gsk,gqk->gsq", kj, qt))
+            slope = plan.scoring.slope(s)
+            if masked:
+                s = jnp.where(tiles.mask(t, j).mT, s, HIDDEN)
+            p = jnp.exp(s - lse_t)
+            ds = (p * (_matmul("gsv,gqv->gsq", vj, dot) - delta_t) * slope).astype(q.dtype)
+            dqt += _matmul("gsk,gsq->gkq", kj, ds)
+            dk = tiles.add_keys(dk, _matmul("gsq,gqk->gsk", ds, qt), j)
+            dv = tiles.add_keys(dv, _matmul("gsq,gqv->gsv", p.astype(do.dtype), dot), j)
+            return dqt, dk, dv
+
+        dqt = jnp.zeros_like(qt, jnp.float32, shape=(G, K, qt.shape[1]))
+        dqt, dk, dv = tiles.for_keys(t, keys, (dqt, *grads[1:]))
+        return tiles.put_queries(grads[0], plan.scoring.scale * dqt.mT, t), dk, dv
+
+    dk, dv = (jnp.zeros_like(x, jnp.float32, shape=(G, S, x.shape[-1])) for x in (k, v))
+    dq, dk, dv = tiles.for_queries(queries, (jnp.zeros_like(q), dk, dv))
+    dk = (plan.scoring.scale * dk).swapaxes(0, 1).astype(k.dtype)
+    dv = dv.swapaxes(0, 1).astype(v.dtype)
+    return None, dq[:T], dk, dv, None  # None: the float0 zeros that integer arguments ask for
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)
+
+_take, _put = lax.dynamic_slice_in_dim, lax.dynamic_update_slice_in_dim
+_matmul = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+class _Tiles:
+    """The geometry of one call: which tiles to visit, where each begins, what each may see.
+
+    Queries are padded to whole tiles. Keys are not (a cache is read where it lies): the last tile
+    of keys is moved back to end with them, and those it shares with the one before are masked.
+    """
+
+    def __init__(self, plan: _Plan, first: Any, segments: Any, q_shape: Any, k_shape: Any):
+        self.tiling, self.scoring, self.segments = plan.tiling, plan.scoring, segments
+        self.first = first if plan.offset is None else plan.offset
+        """The index of the first query among the keys; an array [T]: of each."""
+        self.T, self.G, self.R, _ = q_shape
+        self.S = k_shape[0]
+
+    def pad(self, x: Array, axis: int = 0) -> Array:
+        extra = -self.T % self.tiling.queries
+        return jnp.pad(x, [(0, extra * (n == axis)) for n in range(x.ndim)]) if extra else x
+
+    def queries(self, x: Float[Array, "T G R X"], t: Index) -> Float[Array, "G Q X"]:
+        x = _take(x, t, self.tiling.queries).transpose(1, 2, 0, 3)
+        return x.reshape(self.G, -1, x.shape[-1])
+
+    def put_queries(
+        self, x: Float[Array, "T G R X"], tile: Float[Array, "G Q X"], t: Index
+    ) -> Float[Array, "T G R X"]:
+        tile = tile.reshape(self.G, self.R, -1, tile.shape[-1]).transpose(2, 0, 1, 3)
+        return _put(x, tile.astype(x.dtype), t, axis=0)
+
+    def row(self, x: Float[Array, "G R T"], t: Index) -> Float[Array, "G 1 Q"]:
+        return _take(x, t, self.tiling.queries, axis=2).reshape(self.G, 1, -1)
+
+    def start(self, j: Index) -> Index:
+        return _min(j * self.tiling.keys, self.S - self.tiling.keys)
+
+    def keys(self, x: Float[Array, "S G X"], j: Index) -> Float[Array, "G s X"]:
+        return _take(x, self.start(j), self.tiling.keys).swapaxes(0, 1)
+
+    def add_keys(
+        self, x: Float[Array, "G S X"], tile: Float[Array, "G s X"], j: Index
+    ) -> Float[Array, "G S X"]:
+        s = self.start(j)
+        return _put(x, _take(x, s, self.tiling.keys, axis=1) + tile, s, axis=1)
+
+    def index(self, t: Index, n: int | Int[Array, " Q"]) -> Index | Int[Array, " Q"]:
+        """The index among the keys of query t + n; of the last one, if that is padding."""
+        if isinstance(self.first, int) or self.first.ndim == 0:
+            return self.first + t + n
+        return self.first.at[t + n].get(mode="clip")
+
+    def mask(self, t: Index, j: Index) -> Bool[Array, "Q s"]:
+        size = self.tiling.queries, self.tiling.keys
+        query = jnp.asarray(self.index(t, jnp.arange(size[0])))[:, None]
+        key = jnp.arange(size[1])[None] + self.start(j)
+        seen = self.scoring.visible(query, key) & (key >= j * size[1])
+        if self.segments is not None:
+            ours, theirs = self.segments
+            ours = _take(self.pad(ours), t, size[0])
+            seen &= ours[:, None] == _take(theirs, self.start(j), size[1])[None]
+        return jnp.tile(seen, (self.R, 1))
+
+    def for_queries(self, body: Callable[[Index, Any], Any], carry: Any) -> Any:
+        size = self.tiling.queries
+        return self._loop(0, -(-self.T // size), lambda i, c: body(i * size, c), carry)
+
+    def for_keys(self, t: Index, body: Callable[[bool, Index, Any], Any], carry: Any) -> Any:
+        """Run `body(masked, j, carry)` over the tiles of keys that queries from t on may see.
+
+        Tiles in the middle are seen by every query, whole: these need no mask.
+        """
+        size, window = self.tiling.keys, self.scoring.window
+        early = self.index(t, 0)
+        late = self.index(t, self.tiling.queries - 1)
+        end = _clip(late // size + 1, 0, -(-self.S // size))
+        begin = 0 if window is None else _clip((early - window + 1) // size, 0, end)
+        if self.segments is not None:
+            return self._loop(begin, end, partial(body, True), carry)
+        whole = 0 if window is None else _clip(-((window - 1 - late) // size), begin, end)
+        edge = _clip(_min(early + 1, self.S) // size, whole, end)
+        carry = self._loop(begin, whole, partial(body, True), carry)
+        carry = self._loop(whole, edge, partial(body, False), carry)
+        return self._loop(edge, end, partial(body, True), carry)
+
+    def _loop(self, begin: Index, end: Index, body: Callable[[Index, Any], Any], carry: Any) -> Any:
+        static = isinstance(begin, int) and isinstance(end, int)
+        if static and (self.tiling.unroll or end - begin <= 1):
+            for i in range(begin, end):
+                carry = body(i, carry)
+            return carry
+        return lax.fori_loop(begin, end, body, carry)
+
+
+def _min(a: Index, b: Index) -> Index:
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else jnp.minimum(a, b)
+
+
+def _clip(x: Index, low: Index, high: Index) -> Index:
+    """x, moved into [low, high]; plain ints stay plain ints, so that loops can be written out."""
+    return -_min(-_min(x, high), -low)

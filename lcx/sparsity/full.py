@@ -1,0 +1,50 @@
+"""The whole past, and the cache that holds it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lcx.ops.attention import attention
+from lcx.positions import PositionScheme
+from lcx.sparsity.past import append, cache, segments_of
+from lcx.types import Context, State
+
+
+@dataclass(frozen=True)
+class Full:
+    """Every token sees the whole past. State: the keys (with positions) and values of all of it."""
+
+    def check(self, heads: int, groups: int) -> None:
+        pass
+
+    def keys_seen(self, length: int) -> float:
+        return (length + 1) / 2
+
+    def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
+        return cache(batch, capacity, groups, width, dtype) | {"length": jnp.zeros((), jnp.int32)}
+
+    def __call__(
+        self,
+        q: Float[Array, "B T H K"],
+        k: Float[Array, "B T G K"],
+        v: Float[Array, "B T G V"],
+        ctx: Context,
+        position: PositionScheme,
+        softcap: float | None,
+        state: State | None,
+    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
+        q, k = position(q, k, ctx.positions)
+        if state is None:
+            segments = None if ctx.segments is None else (ctx.segments, ctx.segments)
+            return *attention(q, k, v, softcap=softcap, segments=segments), None
+        own, offset = segments_of(ctx), state["length"]
+        state = append(state, k, v, own)
+        o, lse = attention(
+            *(q, state["k"], state["v"]),
+            offset=offset,
+            softcap=softcap,
+            segments=(own, state["segments"]),
+        )
+        return o, lse, state

@@ -1,0 +1,86 @@
+"""LongLoRA's shifted sparse attention."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lcx.ops.attention import attention
+from lcx.positions import PositionScheme
+from lcx.sparsity.past import cache, ranks, slide
+from lcx.types import Context, State
+
+
+@dataclass(frozen=True)
+class ShiftedGroups:
+    """Half of the heads see their group of tokens, the others groups shifted by half a group.
+
+    S2-attention (Chen et al. 2023, arXiv:2309.12307), without the leak of its rolled form: the
+    first half group stands alone. For training a model on long texts cheaply; evaluate it with the
+    same parameters under `Full()`. The paper's group is a quarter of the training length. State:
+    the last group - 1 keys and values, and the groups that they belong to.
+    """
+
+    group: int = 128
+
+    def __post_init__(self):
+        if self.group < 2 or self.group % 2:
+            raise ValueError(f"ShiftedGroups: group must be even, not {self.group}")
+
+    def check(self, heads: int, groups: int) -> None:
+        if heads % 2 or (groups % 2 and groups > 1):
+            raise ValueError(
+                f"ShiftedGroups splits heads in halves: {heads} heads and {groups} kv_heads must "
+                "be even (or a single kv_head)"
+            )
+
+    def keys_seen(self, length: int) -> float:
+        rank = np.arange(length)
+        shifted = np.minimum((rank + self.group // 2) % self.group, rank)
+        return float((rank % self.group + shifted).mean() / 2 + 1)
+
+    def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
+        state = cache(batch, min(self.group - 1, capacity), groups, width, dtype)
+        state["segments"] = jnp.full((*state["segments"].shape, 2), -1, jnp.int32)
+        rank, length = jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32)
+        return state | {"rank": rank, "length": length}
+
+    def __call__(
+        self,
+        q: Float[Array, "B T H K"],
+        k: Float[Array, "B T G K"],
+        v: Float[Array, "B T G V"],
+        ctx: Context,
+        position: PositionScheme,
+        softcap: float | None,
+        state: State | None,
+    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
+        rank = ranks(ctx, None if state is None else state["rank"])
+        index = jnp.arange(q.shape[1], dtype=jnp.int32) + (0 if state is None else state["length"])
+        # A group is known by the index of its first token, which no other group has.
+        shifted = jnp.minimum((rank + self.group // 2) % self.group, rank)
+        own = index[:, None] - jnp.stack([rank % self.group, shifted], axis=-1)
+        q, k = position(q, k, ctx.positions)
+        seen, after = {"k": k, "v": v, "segments": own}, None
+        if state is not None:
+            seen, after = slide(state, k, v, own)
+            after |= {"rank": rank[:, -1] + 1, "length": state["length"] + q.shape[1]}
+
+        def half(x, i):
+            heads = x.shape[2] // 2
+            return x if heads == 0 else x[:, :, i * heads : (i + 1) * heads]
+
+        halves = [
+            attention(
+                *(half(q, i), half(seen["k"], i), half(seen["v"], i)),
+                offset=seen["k"].shape[1] - q.shape[1],
+                window=self.group,
+                softcap=softcap,
+                segments=(own[..., i], seen["segments"][..., i]),
+            )
+            for i in range(2)
+        ]
+        o, lse = (jnp.concatenate(parts, axis=2) for parts in zip(*halves, strict=True))
+        return o, lse, after

@@ -1,0 +1,92 @@
+"""Sparse Transformer's strided pattern."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lcx.ops.attention import attention, merge
+from lcx.positions import PositionScheme
+from lcx.sparsity.past import append, cache, segments_of
+from lcx.types import Context, State
+
+
+@dataclass(frozen=True)
+class Strided:
+    """The last `stride` tokens, and every one at a distance that is a multiple of `stride`.
+
+    Child et al. 2019 (arXiv:1904.10509), section 4.2, both sets seen by every head. A text of T
+    tokens costs T (stride + T / stride) in place of T^2. State: the whole past, as of `Full`.
+    """
+
+    stride: int = 128
+
+    def __post_init__(self):
+        if self.stride < 1:
+            raise ValueError(f"Strided: stride must be at least 1, not {self.stride}")
+
+    def check(self, heads: int, groups: int) -> None:
+        pass
+
+    def keys_seen(self, length: int) -> float:
+        rank = np.arange(length)
+        return float((np.minimum(rank + 1, self.stride) + rank // self.stride).mean())
+
+    def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
+        slots = -(-capacity // self.stride) * self.stride
+        return cache(batch, slots, groups, width, dtype) | {"length": jnp.zeros((), jnp.int32)}
+
+    def __call__(
+        self,
+        q: Float[Array, "B T H K"],
+        k: Float[Array, "B T G K"],
+        v: Float[Array, "B T G V"],
+        ctx: Context,
+        position: PositionScheme,
+        softcap: float | None,
+        state: State | None,
+    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
+        length, own = q.shape[1], segments_of(ctx)
+        q, k = position(q, k, ctx.positions)
+        if state is None:
+            offset, seen = 0, {"k": k, "v": v, "segments": own}
+        else:
+            offset = state["length"]
+            seen = state = append(state, k, v, own)
+        near = attention(
+            *(q, seen["k"], seen["v"]),
+            offset=offset,
+            window=self.stride,
+            softcap=softcap,
+            segments=(own, seen["segments"]),
+        )
+
+        # Time as a grid of `stride` columns: a query sees the rows above it in its column.
+        row, column = offset // self.stride, offset % self.stride
+        rows = -(-(length + (0 if state is None else self.stride - 1)) // self.stride)
+
+        def grid(x, rows, column):
+            """[B, t, ...] from `column` of the first row on -> [B * stride, rows, ...]."""
+            empty = jnp.zeros((x.shape[0], rows * self.stride, *x.shape[2:]), x.dtype)
+            x = jax.lax.dynamic_update_slice_in_dim(empty, x, column, axis=1)
+            x = x.reshape(x.shape[0], rows, self.stride, *x.shape[2:])
+            return jnp.swapaxes(x, 1, 2).reshape(-1, rows, *x.shape[3:])
+
+        def flat(x):
+            x = jnp.swapaxes(x.reshape(-1, self.stride, *x.shape[1:]), 1, 2)
+            x = x.reshape(x.shape[0], rows * self.stride, *x.shape[3:])
+            return jax.lax.dynamic_slice_in_dim(x, column, length, axis=1)
+
+        deep = -(-seen["k"].shape[1] // self.stride)
+        above = {name: grid(seen[name], deep, 0) for name in ("k", "v", "segments")}
+        far = attention(
+            *(grid(q, rows, column), above["k"], above["v"]),
+            offset=row - 1,
+            softcap=softcap,
+            segments=(grid(own, rows, column), above["segments"]),
+        )
+        o, lse = merge(near, (flat(far[0]), flat(far[1])))
+        return o, lse, state

@@ -1,0 +1,66 @@
+"""Block-sparse attention that chooses its blocks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from lcx.ops.attention import merge
+from lcx.ops.block_attention import block_attention
+from lcx.positions import PositionScheme
+from lcx.sparsity import blocks
+from lcx.types import Context, State
+
+
+@dataclass(frozen=True)
+class TopBlocks:
+    """The own block, and of the earlier ones those whose mean key fits the query best.
+
+    MoBA (Lu et al. 2025, arXiv:2502.13189), equations 2 to 6; its top-k is `top` + 1, for it counts
+    the own block. Each head of each token chooses for itself. State: the keys and values of all
+    tokens.
+    """
+
+    block: int = 64
+    top: int = 2
+
+    def __post_init__(self):
+        if self.block < 1 or self.top < 1:
+            raise ValueError(f"TopBlocks: block {self.block} and top {self.top} must be at least 1")
+
+    def check(self, heads: int, groups: int) -> None:
+        pass
+
+    def keys_seen(self, length: int) -> float:
+        """A mean key, which is looked at and not read, counts as half a key."""
+        rank = np.arange(length)
+        earlier = rank // self.block
+        chosen = np.minimum(earlier, self.top) * self.block
+        return float((rank % self.block + 1 + chosen + earlier / 2).mean())
+
+    def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
+        return blocks.empty(batch, capacity, self.block, self.block, groups, width, dtype)
+
+    def __call__(
+        self,
+        q: Float[Array, "B T H K"],
+        k: Float[Array, "B T G K"],
+        v: Float[Array, "B T G V"],
+        ctx: Context,
+        position: PositionScheme,
+        softcap: float | None,
+        state: State | None,
+    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
+        q, k = position(q, k, ctx.positions)
+        past = self.init_state(*k.shape, k.dtype) if state is None else state
+        near, stored, after = blocks.see(q, k, v, ctx, self.block, softcap, past)
+        store = after["blocks"]
+        far = block_attention(
+            *(q, store["k"], store["v"], stored.before),
+            top=self.top,
+            softcap=softcap,
+            segments=(stored.document, store["document"]),
+        )
+        o, lse = merge(near, far)
+        return o, lse, None if state is None else after

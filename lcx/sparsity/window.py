@@ -1,0 +1,124 @@
+"""The last few tokens, with or without the first few."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from lcx.ops.attention import attend_few, attention, merge
+from lcx.positions import PositionScheme
+from lcx.sparsity.past import cache, ranks, segments_of, slide
+from lcx.types import Context, State
+
+Attended = tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The last `size` tokens, itself included; and the document's first `sinks`, always.
+
+    A window alone is Mistral's and Longformer's. Its alternation with the whole past, layer by
+    layer, is GPT-3's: LM(pattern=(Block(SoftmaxAttention()), Block(SoftmaxAttention(sparsity=
+    Window(256))))). The first tokens as attention sinks are StreamingLLM's (Xiao et al. 2023,
+    arXiv:2309.17453): positions are counted within the cache, so that a sink is never further away
+    than `sinks + size - 1` tokens. First means the first that the row or the stream has shown.
+    State: the last size - 1 keys and values, and the sinks'.
+    """
+
+    size: int = 256
+    sinks: int = 0
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"Window: size must be at least 1 (the token itself), not {self.size}")
+        if self.sinks < 0:
+            raise ValueError(f"Window: sinks cannot be negative, not {self.sinks}")
+
+    def check(self, heads: int, groups: int) -> None:
+        pass
+
+    def keys_seen(self, length: int) -> float:
+        count = np.arange(1, length + 1)
+        sinks = np.clip(count - self.size, 0, self.sinks)
+        return float((np.minimum(count, self.size) + sinks).mean())
+
+    def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
+        state = cache(batch, min(self.size - 1, capacity), groups, width, dtype)
+        if self.sinks:
+            shape = (batch, self.sinks, groups, width)
+            state["sinks"] = {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
+            state["rank"] = jnp.zeros(batch, jnp.int32)
+        return state
+
+    def __call__(
+        self,
+        q: Float[Array, "B T H K"],
+        k: Float[Array, "B T G K"],
+        v: Float[Array, "B T G V"],
+        ctx: Context,
+        position: PositionScheme,
+        softcap: float | None,
+        state: State | None,
+    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
+        after = None
+        sunk = None
+        if self.sinks:
+            sunk, sinks, rank = self._sinks(q, k, v, ctx, position, softcap, state)
+            after = {"sinks": sinks, "rank": rank}
+        q, k = position(q, k, ctx.positions)
+        own = segments_of(ctx)
+        if state is None:
+            segments = None if ctx.segments is None else (own, own)
+            near = attention(q, k, v, window=self.size, softcap=softcap, segments=segments)
+        else:
+            seen, kept = slide(state, k, v, own)
+            after = kept | (after or {})
+            near = attention(
+                *(q, seen["k"], seen["v"]),
+                offset=state["k"].shape[1],
+                window=self.size,
+                softcap=softcap,
+                segments=(own, seen["segments"]),
+            )
+        o, lse = near if sunk is None else merge(near, sunk)
+        return o, lse, None if state is None else after
+
+    def _sinks(
+        self, q, k, v, ctx, position, softcap, state
+    ) -> tuple[Attended, State, Int[Array, " B"]]:
+        """Attention to the sinks that have left the window; the last document's, and its rank."""
+        B, T, n = *q.shape[:2], self.sinks
+        before = None if state is None else state["rank"]
+        rank = ranks(ctx, before)
+        q, k = position(q, k, jnp.minimum(rank, n + self.size - 1))
+        shape = (B, n, *k.shape[2:])
+        old = {"k": jnp.zeros(shape, k.dtype), "v": jnp.zeros(shape, v.dtype)}
+        old = old if state is None else state["sinks"]
+        new = {"k": k, "v": v}
+        known = {name: jnp.concatenate([old[name], new[name]], axis=1) for name in new}
+
+        # Where the i-th sink of each token's document lies: in this piece, behind the n old ones,
+        # or among these, if its rank is below that of the piece's first token.
+        i = jnp.arange(n, dtype=jnp.int32)
+        first = jnp.zeros((B, 1), jnp.int32) if before is None else before[:, None]
+        start = jnp.arange(T, dtype=jnp.int32) - rank  # of the document; negative: before the piece
+        at = n + start[..., None] + i
+        at = jnp.where((start < 0)[..., None] & (i < first[..., None]), i, at)
+        at = jnp.clip(at, 0, n + T - 1)
+        seen = rank[..., None] - i >= self.size
+
+        def take(name, at):
+            flat = at.reshape(B, -1)[..., None, None]
+            return jnp.take_along_axis(known[name], flat, axis=1).reshape(*at.shape, *k.shape[2:])
+
+        last = {name: take(name, at[:, -1]) for name in known}
+        if ctx.starts is None:
+            each = {name: a[:, None] for name, a in last.items()}
+        else:
+            each = {name: take(name, at) for name in known}
+        o = attend_few(q, each["k"], each["v"], seen, softcap=softcap)
+        held = (i <= rank[:, -1:])[..., None, None]
+        kept = {name: jnp.where(held, a, 0) for name, a in last.items()}
+        return o, kept, rank[:, -1] + 1
