@@ -11,6 +11,14 @@ from pathlib import Path
 
 import pytest
 
+
+def pytest_collection_modifyitems(items):
+    """Which tests a worker runs together: a half's laws share what they have compiled."""
+    for item in items:
+        half = getattr(item, "callspec", None) and item.callspec.params.get("half")
+        item.add_marker(pytest.mark.xdist_group(f"{item.path}{half or ''}"))
+
+
 WORDS = "the a of to and in is it you that he was for on are with as his they at be this".split()
 
 

@@ -65,14 +65,18 @@ class Case(NamedTuple):
 @cache
 def case(half: Half, compute: str = "float32", length: int = LENGTH, rows: int = ROWS) -> Case:
     dims = Dims(WIDTH, layers=3, layer=1, policy=Policy(compute=compute))
-    keys = iter(jax.random.split(jax.random.key(0), 64))
-    with nnx.use_eager_sharding(False):
-        params = half.init(dims, nnx.Rngs(1))
-    params = jax.tree.map(
-        lambda a: a + 0.2 * jax.random.normal(next(keys), a.shape, a.dtype), params
-    )
-    x = jax.random.normal(next(keys), (rows, length, WIDTH)).astype(compute)
-    return Case(params, x, Context.of(*documents(rows, length)), dims)
+
+    @jax.jit
+    def params() -> Params:
+        with nnx.use_eager_sharding(False):
+            init = half.init(dims, nnx.Rngs(1))
+        noise = iter(jax.random.split(jax.random.key(0), 64))
+        return jax.tree.map(
+            lambda a: a + 0.2 * jax.random.normal(next(noise), a.shape, a.dtype), init
+        )
+
+    x = jax.random.normal(jax.random.key(1), (rows, length, WIDTH)).astype(compute)
+    return Case(params(), x, Context.of(*documents(rows, length)), dims)
 
 
 def documents(rows: int, length: int) -> tuple[jax.Array, jax.Array]:

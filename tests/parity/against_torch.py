@@ -74,7 +74,7 @@ def assert_leaves_close(actual: Params, expected: Params, within: float) -> None
 
     def error(a, b):
         a, b = np.asarray(a), np.asarray(b)
-        return np.abs(a - b).max() / np.abs(b).max()
+        return np.abs(a - b).max() / (np.abs(b).max() or 1.0)
 
     errors = jax.tree_util.tree_leaves_with_path(jax.tree.map(error, actual, expected))
     far = {_name(path): float(e) for path, e in errors if not e <= within}
