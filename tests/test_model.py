@@ -5,14 +5,32 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lcx import loss
 from lcx.layers import LayerNorm, RWKVChannelMix, SwiGLU
 from lcx.mesh import Mesh, make_mesh, shardings
-from lcx.mixers import RWKV4, LinearAttention, RetNet, SoftmaxAttention
+from lcx.mixers import (
+    GLA,
+    RGLRU,
+    RWKV4,
+    RWKV5,
+    RWKV6,
+    RWKV7,
+    DeltaNet,
+    GatedConv,
+    GatedDeltaNet,
+    Lightning,
+    LinearAttention,
+    Mamba2,
+    RetNet,
+    SoftmaxAttention,
+)
 from lcx.model import LM, Block, count_parameters
-from lcx.sparsity import Window
+from lcx.positions import RoPE
+from lcx.sparsity import Fixed, ShiftedGroups, Strided, TopBlocks, Window
+from lcx.types import Context
 
 SMALL = SwiGLU(hidden=24)
 HYBRID = LM(
@@ -37,6 +55,77 @@ def params():
 @pytest.fixture(scope="module")
 def tokens():
     return jax.random.randint(jax.random.key(1), (2, 40), 0, 50)
+
+
+def stack(*mixers, **settings):
+    return LM(vocab=50, width=16, pattern=tuple(Block(m, SMALL) for m in mixers), **settings)
+
+
+LOCAL = SoftmaxAttention(heads=2, kv_heads=1, sparsity=Window(8))
+MAMBA = Mamba2(state=8, head_width=8)
+HYBRIDS = {
+    "griffin": stack(RGLRU(heads=2), RGLRU(heads=2), LOCAL, repeats=2),
+    "jamba": stack(*[MAMBA] * 3, SoftmaxAttention(heads=2), *[MAMBA] * 4, repeats=1),
+    "gpt-3": stack(SoftmaxAttention(heads=2), LOCAL, repeats=2),
+    "kimi": stack(*[GatedDeltaNet(heads=2)] * 3, SoftmaxAttention(heads=2), repeats=1),
+    # RWKV-7 hands its first layer's values on to the later ones, past a layer of another kind
+    "values handed on": stack(RWKV7(heads=2), DeltaNet(heads=2), RWKV7(heads=2), repeats=2),
+}
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_a_hybrid_trains_streams_and_decodes(name, tokens):
+    model, segments = HYBRIDS[name], segments_of(tokens)
+    optimizer = optax.adam(1e-2)
+
+    def nll(params):
+        logits, _ = model(params, tokens[:, :-1], segments=segments[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+    @jax.jit
+    def step(params, state):
+        loss, gradients = jax.value_and_grad(nll)(params)
+        updates, state = optimizer.update(gradients, state)
+        return optax.apply_updates(params, updates), state, loss
+
+    params = jax.jit(model.init)(jax.random.key(0))
+    state, losses = optimizer.init(params), []
+    for _ in range(30):
+        params, state, loss = step(params, state)
+        losses.append(float(loss))
+    assert abs(losses[0] - np.log(50)) < 0.3
+    assert losses[-1] < 0.7 * losses[0]
+
+    whole, _ = jax.jit(model)(params, tokens, segments=segments)
+    piece = jax.jit(lambda p, t, s, state: model(p, t, segments=s, state=state))
+    state, logits = model.init_state(2, 40), []
+    for begin, end in [(0, 13), (13, 36), *((t, t + 1) for t in range(36, 40))]:
+        out, state = piece(params, tokens[:, begin:end], segments[:, begin:end], state)
+        logits.append(out)
+    # logits up to 10 after training; measured: up to 1e-5
+    np.testing.assert_allclose(jnp.concatenate(logits, axis=1), whole, atol=1e-4)
+
+
+def test_rwkv7_mixes_the_first_layers_values_into_the_later_ones(tokens):
+    """Written out: the second layer, told the first one's values, is the model's second layer."""
+    model = LM(vocab=50, width=16, pattern=(Block(RWKV7(heads=2), SMALL),), repeats=2)
+    params = jax.jit(model.init)(jax.random.key(0))
+    params = jax.tree.map(lambda a: a + 0.2 * jnp.sin(jnp.arange(a.size)).reshape(a.shape), params)
+    ctx = Context.of(jnp.arange(40)[None])
+    x = params.embed(tokens)
+    block, mixer = model.pattern[0], model.pattern[0].mixer
+    shared = None
+    for layer in range(2):
+        own = jax.tree.map(lambda a, i=layer: a[i], params.blocks[0])
+        normed = own.mixer_norm(x)
+        shared = mixer.init_shared(normed) if shared is None else shared
+        y, _, shared = mixer.share(own.mixer, normed, ctx, None, shared)
+        x = x + y
+        x = x + block.channel(own.channel, own.channel_norm(x), ctx)[0]
+    expected = model.logits(params, params.norm(x))
+    np.testing.assert_allclose(jax.jit(model)(params, tokens)[0], expected, atol=1e-4)
+    alone, _ = mixer(own.mixer, normed, ctx)
+    assert np.abs(np.asarray(alone - y)).max() > 1e-3  # the first layer's values count
 
 
 def segments_of(tokens):
@@ -129,11 +218,45 @@ def test_weights_are_cut_by_their_own_axis_names():
         (SoftmaxAttention(heads=2, kv_heads=3), "3 kv_heads do not divide"),
         (LinearAttention(heads=0), "0 heads do not divide"),
         (RetNet(expand=0), "expand must be at least 1"),
+        (LinearAttention(heads=2, feature_map="taylor", position=RoPE()), "heads of 73 are odd"),
+        (
+            SoftmaxAttention(heads=1, sparsity=ShiftedGroups(4)),
+            "1 heads and 1 kv_heads must be even",
+        ),
+        (Mamba2(head_width=3), r"heads of 3 do not divide the inner width 2 \* 16"),
+        *(
+            (cls(heads=3), f"{cls.__name__}: 3 heads do not divide the model width 16")
+            for cls in (DeltaNet, GatedDeltaNet, GLA, Lightning, RGLRU, RWKV5, RWKV6, RWKV7)
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_made(mixer, message):
+    model = LM(width=16, pattern=(Block(mixer),))
     with pytest.raises(ValueError, match=message):
-        count_parameters(LM(width=16, pattern=(Block(mixer),)))
+        count_parameters(model)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Window(0), "size must be at least 1"),
+        (lambda: Window(4, sinks=-1), "sinks cannot be negative"),
+        (lambda: Strided(0), "stride must be at least 1"),
+        (lambda: Fixed(8, summary=9), "between 1 and block, not 9 of 8"),
+        (lambda: ShiftedGroups(7), "group must be even, not 7"),
+        (lambda: TopBlocks(8, top=0), "top 0 must be at least 1"),
+        (lambda: SoftmaxAttention(softcap=0.0), "softcap must be positive"),
+        (lambda: GLA(temper=0.0), "temper 0.0 must be positive"),
+        (lambda: DeltaNet(taps=0), "taps must be at least 1"),
+        (lambda: GatedDeltaNet(expand=0), "expand 0"),
+        (lambda: GatedConv(taps=0), "taps must be at least 1"),
+        (lambda: RGLRU(taps=0), "taps must be at least 1"),
+        (lambda: Mamba2(state=0), "at least 1 in Mamba2"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_a_piece_longer_than_the_state_is_refused():

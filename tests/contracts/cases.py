@@ -176,4 +176,6 @@ def name(half: Half) -> str:
     return describe(half)
 
 
+# one of each algorithm, for what takes long
+ALGORITHMS = tuple({(type(h), type(getattr(h, "sparsity", None))): h for h in HALVES}.values())
 MIXER_CASES = tuple(h for h in HALVES if type(h).__module__.startswith(mixers.__name__))

@@ -24,6 +24,7 @@ from lcx.mixers import (
 from lcx.sparsity import TopBlocks
 from lcx.types import Context
 from tests.contracts.cases import (
+    ALGORITHMS,
     HALVES,
     LENGTH,
     MIXER_CASES,
@@ -225,7 +226,7 @@ def test_a_row_of_padding_and_a_batch_of_one_token_are_finite(half):
 
 
 @pytest.mark.slow
-@every_mixer
+@pytest.mark.parametrize("half", [h for h in ALGORITHMS if h in MIXER_CASES], ids=name)
 def test_long_past_65536_positions_pieces_still_equal_the_whole(half):
     length = 2**16 + 300
     c = case(half, length=length, rows=1)
