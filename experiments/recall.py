@@ -1,32 +1,49 @@
 """How many pairs of a key and a value does a mixer keep, and what does it pay to keep them?
 
-placeholder
+lcx compare experiments/recall.py
 """
 
 from lcx.data import MQAR
 from lcx.experiment import Experiment, Experiments, Train
-from lcx.mixers import GatedConv, LinearAttention, RetNet, SoftmaxAttention
+from lcx.mixers import (
+    RWKV7,
+    DeltaNet,
+    GatedConv,
+    LinearAttention,
+    Mamba2,
+    RetNet,
+    SoftmaxAttention,
+)
 from lcx.model import LM, Block
 from lcx.optim import AdamW
 from lcx.protocols import Recall
+from lcx.sparsity import TopBlocks, Window
+from lcx.types import Half
 
-TRAIN = Train(length=256, batch=16, steps=1200, optimizer=AdamW(peak=3e-3, warmup=50))
-DATA = MQAR(pairs=(4, 8, 16, 32), vocab=1024)
+DATA = MQAR(pairs=(2, 4, 8, 16), vocab=64)
+TRAIN = Train(length=128, batch=16, steps=1000, optimizer=AdamW(peak=3e-3, warmup=50))
+EVALUATION = Recall((16, 32, 64, 128), documents=64)
 
 
-def model(mixer) -> LM:
-    return LM(vocab=1025, width=64, pattern=(Block(GatedConv()), Block(mixer)), repeats=1)
+def variant(mixer: Half) -> Experiment:
+    """Two layers of width 64: a convolution, which ties a value to its key, and the mixer."""
+    model = LM(vocab=65, width=64, pattern=(Block(GatedConv()), Block(mixer)), repeats=1)
+    return Experiment(model, DATA, TRAIN, EVALUATION)
 
 
 def experiments() -> Experiments:
+    """The variants, in the order in which the report lists them."""
     mixers = {
         "softmax": SoftmaxAttention(heads=2),
+        "window": SoftmaxAttention(heads=2, sparsity=Window(32)),
+        "top_blocks": SoftmaxAttention(heads=2, sparsity=TopBlocks(8, top=2)),
         "linear": LinearAttention(heads=2),
-        "retnet": RetNet(heads=2),
+        "linear_softmax_features": LinearAttention(heads=2, feature_map="softmax"),
+        "retnet": RetNet(heads=2, expand=1),
+        "mamba2_small": Mamba2(state=8, head_width=32),
+        "mamba2": Mamba2(state=64, head_width=32),
+        "delta_net_small": DeltaNet(heads=8),
+        "delta_net": DeltaNet(heads=1),
+        "rwkv7": RWKV7(heads=2),
     }
-    return {
-        n: Experiment(
-            model=model(m), data=DATA, train=TRAIN, evaluation=Recall((64, 128, 256, 512))
-        )
-        for n, m in mixers.items()
-    }
+    return {name: variant(mixer) for name, mixer in mixers.items()}

@@ -136,9 +136,9 @@ def _reference(
     segments: Segments | None,
 ) -> tuple[Float[Array, "B T G R V"], Float[Array, "B T G R"]]:
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-    query, key = offset, jnp.arange(k.shape[1])
-    if jnp.ndim(offset) == 0:
-        query = (offset + jnp.arange(q.shape[1]))[None]
+    query, key = jnp.asarray(offset), jnp.arange(k.shape[1])
+    if query.ndim == 0:
+        query = (query + jnp.arange(q.shape[1]))[None]
     seen = scoring.visible(query[..., None], key[None, None])
     if segments is not None:
         seen &= segments[0][:, :, None] == segments[1][:, None, :]

@@ -20,6 +20,12 @@ def join(x: Shaped[Array, "B N C ..."], length: int) -> Shaped[Array, "B T ..."]
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
+def check_halves(chunk: int) -> None:
+    """Raise ValueError for a chunk that cannot be halved down to single tokens."""
+    if chunk < 1 or chunk & (chunk - 1):
+        raise ValueError(f"chunk must be a power of two, not {chunk}")
+
+
 def in_slabs(
     run: Callable[[Any, Any], tuple[Shaped[Array, "B T ..."], Any]],
     tokens: Any,

@@ -47,6 +47,7 @@ def delta_rule(
     Keys are expected to have length 1 and beta to lie in [0, 2]: beyond, the state can grow without
     bound. `g` is the log-decay of each token, at most 0; None: no decay. `chunk`: a power of two.
     """
+    chunks.check_halves(chunk)
     if g is None:
         g = jnp.zeros_like(beta)
     if implementation == "reference":
@@ -77,6 +78,7 @@ def diagonal_delta_rule(
     RWKV-7 has a = -kappa and b = kappa * eta for a kappa of length 1 and eta in [0, 1]. `chunk`: a
     power of two. `strongest`: no log-decay lies below it; the weaker, the larger matrix products.
     """
+    chunks.check_halves(chunk)
     if implementation == "reference":
         return _reference(q, k, v, a, b, g, starts, state)
     run = partial(_diagonal_chunks, chunk, strongest)

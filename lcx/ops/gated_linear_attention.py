@@ -41,6 +41,7 @@ def gated_linear_attention(
     `g` is the log-decay of each token and key feature, at most 0; its batch axis may be 1. `chunk`
     tokens at a time, a power of two, are compared pairwise.
     """
+    chunks.check_halves(chunk)
     batch, length, heads, width = q.shape
     if starts is None:
         starts = jnp.zeros((1, length), bool)

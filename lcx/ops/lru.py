@@ -5,7 +5,6 @@
 De et al. 2024 (arXiv:2402.19427), equation 4. A token that starts a document forgets the state.
 """
 
-from functools import partial
 from typing import Literal
 
 import jax
@@ -14,8 +13,6 @@ from jaxtyping import Array, Bool, Float
 
 from lcx.ops import chunks
 
-Implementation = Literal["reference", "chunked"]
-
 
 def lru(
     x: Float[Array, "B T D"],
@@ -23,48 +20,48 @@ def lru(
     *,
     starts: Bool[Array, "B T"] | None = None,
     state: Float[Array, "B D"] | None = None,
-    chunk: int = 16,
-    implementation: Implementation | None = None,
+    implementation: Literal["reference", "parallel"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B D"]]:
     """h of every token and the last, in fp32. `g`: log-decays, at most 0.
 
-    Chunked, it takes chunk + T / chunk sequential steps in place of T.
+    "reference" goes token by token, "parallel" takes log2(T) steps, each over all tokens of a slab.
+    None: the former on a CPU, where the work is reading and writing, and one pass does least of it.
     """
     if starts is None:
         starts = jnp.zeros((1, x.shape[1]), bool)
     if state is None:
         state = jnp.zeros((x.shape[0], x.shape[2]), jnp.float32)
     tokens = (x.astype(jnp.float32), g.astype(jnp.float32), starts)
+    if implementation is None:
+        implementation = "reference" if jax.default_backend() == "cpu" else "parallel"
     if implementation == "reference":
-        by_token = (jnp.moveaxis(a, 1, 0) for a in (_decay(*tokens[1:]), tokens[0]))
-        state, h = jax.lax.scan(_step, state, tuple(by_token))
-        return jnp.moveaxis(h, 0, 1), state
-    return chunks.in_slabs(partial(_chunked, min(chunk, x.shape[1])), tokens, state)
+        return _reference(tokens, state)
+    return chunks.in_slabs(_parallel, tokens, state)
 
 
 def _decay(g, starts):
     return jnp.where(starts[..., None], 0.0, jnp.exp(g))
 
 
-def _step(h, token):
-    decay, x = token
-    h = decay * h + x
-    return h, h
+def _reference(tokens, state):
+    x, g, starts = tokens
+
+    def step(h, token):
+        decay, x = token
+        h = decay * h + x
+        return h, h
+
+    by_token = (jnp.moveaxis(_decay(g, starts), 1, 0), jnp.moveaxis(x, 1, 0))
+    state, h = jax.lax.scan(step, state, by_token)
+    return jnp.moveaxis(h, 0, 1), state
 
 
-def _chunked(chunk, tokens, state):
-    """All chunks step through their tokens together, then the state crosses the chunks."""
-    length = tokens[0].shape[1]
-    x, g, starts = (jnp.moveaxis(chunks.split(a, chunk), 2, 0) for a in tokens)
-    decay = _decay(g, starts)
-    _, local = jax.lax.scan(_step, jnp.zeros_like(x[0]), (decay, x))
-    kept = jnp.cumprod(decay, axis=0)
+def _parallel(tokens, state):
+    x, g, starts = tokens
 
-    def cross(h, chunk):
-        kept, added = chunk
-        return kept * h + added, h
+    def join(a, b):
+        return a[0] * b[0], b[0] * a[1] + b[1]
 
-    by_chunk = (jnp.moveaxis(kept[-1], 1, 0), jnp.moveaxis(local[-1], 1, 0))
-    state, entering = jax.lax.scan(cross, state, by_chunk)
-    h = local + kept * jnp.moveaxis(entering, 0, 1)
-    return chunks.join(jnp.moveaxis(h, 0, 2), length), state
+    decay, h = jax.lax.associative_scan(join, (_decay(g, starts), x), axis=1)
+    h = h + decay * state[:, None]
+    return h, h[:, -1]

@@ -52,7 +52,8 @@ class Fixed:
         state: State | None,
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
         q, k = position(q, k, ctx.positions)
-        past = self.init_state(*k.shape, k.dtype) if state is None else state
+        B, T, G, K = k.shape
+        past = self.init_state(B, T, G, K, k.dtype) if state is None else state
         near, stored, after = blocks.see(q, k, v, ctx, self.block, softcap, past)
         store = after["blocks"]
         far = attention(

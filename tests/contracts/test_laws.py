@@ -60,7 +60,7 @@ def chooses_decay(half) -> bool:
 
 def normalises(half) -> bool:
     """Whether each head's output is divided by its own size, however small that is."""
-    return isinstance(half, RetNet | RWKV5 | RWKV6 | RWKV7 | DeltaNet | GatedDeltaNet)
+    return isinstance(half, RetNet | GLA | RWKV5 | RWKV6 | RWKV7 | DeltaNet | GatedDeltaNet)
 
 
 def chooses_keys(half) -> bool:
