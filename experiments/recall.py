@@ -1,6 +1,19 @@
 """How many pairs of a key and a value does a mixer keep, and what does it pay to keep them?
 
-lcx compare experiments/recall.py
+Two layers of width 64 learn multi-query associative recall with 2 to 16 pairs of 32 keys and 32
+values, and are asked with up to 32 pairs, which take 128 tokens. Guessing is right 3% of the time.
+
+    lcx compare experiments/recall.py
+
+Cost: about 15 minutes on 2 cores, 2 million tokens a model. The numbers are in `LOG.md`.
+
+Expected, and measured: softmax attention recalls everything up to the length of its training,
+and its state grows with it; a window recalls what lies in it, and blocks chosen by their mean key
+part of the rest. Of the fixed states, DeltaNet with one head, a 64 x 64 matrix, recalls as much
+as softmax attention, more beyond the training; with eight heads of 8 x 8, an eighth of the state, half
+of four pairs. Recurrences that only add and decay learn this more slowly than a replacement does:
+after 1,000 steps linear attention, RetNet, Mamba-2 and RWKV-7 have hardly begun, whatever the size
+of their state, so that this comparison says nothing of what they could keep.
 """
 
 from lcx.data import MQAR
