@@ -2,12 +2,12 @@
 
     python benchmarks/mixing.py
 
-Forward and backward in fp32, one row. First, for every mixer but full attention: the time per
-token at 65,536 tokens against that at 1,024 (flat: 1). Second, each recurrence's chunked form
-against its own token by token, at 8,192 tokens. Third, attention over a window of 512 against the
-whole past, at 32,768 tokens. Ratios are of best times in one run; on a shared machine they still
-differ by a tenth. Cost: about ten minutes on 2 cores. Name parts to run only these: `flat`,
-`chunks`, `window`.
+Forward and backward in fp32, one row, 2 heads of 64. First, of every recurrence and of attention to
+a bounded number of keys: the time per token at 65,536 tokens against that at 1,024 (flat: 1).
+Second, each recurrence's chunked form against its own token by token, at 8,192 tokens. Third,
+attention over a window of 512 against the whole past, at 32,768 tokens. Ratios are of best times in
+one run; on a shared machine they still differ by a tenth. Cost: about four minutes on 2 cores. Name
+parts to run only these: `flat`, `chunks`, `window`.
 """
 
 import sys
@@ -16,17 +16,16 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from lcx.mixers import MIXERS, SoftmaxAttention
 from lcx.ops.attention import attention
 from lcx.ops.delta_rule import delta_rule, diagonal_delta_rule
 from lcx.ops.gated_linear_attention import gated_linear_attention
 from lcx.ops.linear_attention import linear_attention
 from lcx.ops.lru import lru
 from lcx.ops.wkv import wkv4
-from lcx.sparsity import SPARSITIES, Full, Strided
-from lcx.types import Context, Dims
+from lcx.positions import NoPE
+from lcx.sparsity import ShiftedGroups, TopBlocks, Window
+from lcx.types import Context
 
 H, K = 2, 64
 
@@ -51,60 +50,64 @@ def normal(*shape, seed=0):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+def rates(*shape, seed=0):
+    """Log-decays of about -0.8 a token."""
+    return -jax.nn.softplus(normal(*shape, seed=seed))
+
+
+def recurrences(T: int) -> dict:
+    """Each op and its arguments, for one row of T tokens."""
+    q, k, v, a = (normal(1, T, H, K, seed=s) for s in range(4))
+    unit = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
+    channel, rate = normal(1, T, H * K), jax.nn.sigmoid(normal(1, T, H))
+    qkv, head, feature = {"q": q, "k": k, "v": v}, rates(1, T, H), rates(1, T, H, K)
+    replaced = {"a": -unit, "b": unit * jax.nn.sigmoid(a), "g": 0.6 * jnp.tanh(feature)}
+    return {
+        "linear_attention": (linear_attention, qkv | {"g": head}),
+        "gated_linear_attention": (gated_linear_attention, qkv | {"g": feature}),
+        "delta_rule": (delta_rule, qkv | {"k": unit, "beta": rate, "g": head}),
+        "diagonal_delta_rule": (partial(diagonal_delta_rule, strongest=-0.6065), qkv | replaced),
+        "wkv4": (wkv4, {"w": -jnp.ones(H * K), "u": jnp.ones(H * K), "k": channel, "v": channel}),
+        "lru": (lru, {"x": channel, "g": rates(1, T, H * K)}),
+    }
+
+
+def seconds(op, arguments, implementation=None) -> float:
+    """Of the forward and backward pass, by all arguments."""
+
+    def f(*args):
+        named = dict(zip(arguments, args, strict=True))
+        return op(**named, implementation=implementation)[0]
+
+    return best(gradients(f), *arguments.values())
+
+
 def flat() -> None:
-    """Time per token, long against short, of one layer of width 128."""
+    """Time per token, long against short."""
     print(f"{'per token at 65,536 against 1,024':40}{'us/token':>10}{'ratio':>8}")
-    # strided attention costs T^1.5 by its definition at a fixed stride: T^2 / stride
-    sparsities = [s() for s in SPARSITIES.values() if s not in (Full, Strided)]
-    mixers = [m() for name, m in MIXERS.items() if name != "SoftmaxAttention"]
-    for mixer in mixers + [SoftmaxAttention(sparsity=s) for s in sparsities]:
-        with nnx.use_eager_sharding(False):
-            params = mixer.init(Dims(128, layers=2), nnx.Rngs(0))
 
-        def per_token(length, mixer=mixer, params=params):
-            ctx = Context.of(jnp.arange(length)[None])
-            run = jax.jit(jax.grad(lambda p, x: mixer(p, x, ctx)[0].sum(), (0, 1)))
-            return best(run, params, normal(1, length, 128)) / length * 1e6
+    def show(name, per_token):
+        long, short = (1e6 * per_token(T) / T for T in (65_536, 1024))
+        print(f"{name:40}{long:10.2f}{long / short:8.2f}", flush=True)
 
-        long, short = per_token(65_536), per_token(1024)
-        print(f"{mixer!r:.60}".ljust(60), f"{long:8.2f}{long / short:8.2f}", flush=True)
+    for name in recurrences(1):
+        show(name, lambda T, name=name: seconds(*recurrences(T)[name]))
+    for sparsity in (Window(256), ShiftedGroups(256), TopBlocks(64)):
+
+        def attend(T, sparsity=sparsity):
+            ctx = Context.of(jnp.arange(T)[None])
+            run = gradients(lambda q, k, v: sparsity(q, k, v, ctx, NoPE(), None, None)[0])
+            return best(run, *(normal(1, T, H, K, seed=s) for s in range(3)))
+
+        show(repr(sparsity), attend)
 
 
 def by_chunks() -> None:
     """Each op's chunked form against the token by token one."""
-    T = 8192
-    q, k, v, a = (normal(1, T, H, K, seed=s) for s in range(4))
-    unit = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
-    head, feature = -jax.nn.softplus(normal(1, T, H)), -jax.nn.softplus(normal(1, T, H, K))
-    rate, channel = jax.nn.sigmoid(normal(1, T, H)), normal(1, T, H * K)
-    ops = {
-        "linear_attention": (linear_attention, {"q": q, "k": k, "v": v, "g": head}),
-        "gated_linear_attention": (
-            gated_linear_attention,
-            {"q": q, "k": k, "v": v, "g": feature},
-        ),
-        "delta_rule": (delta_rule, {"q": q, "k": unit, "v": v, "beta": rate, "g": head}),
-        "diagonal_delta_rule": (
-            partial(diagonal_delta_rule, strongest=-0.6065),
-            {"q": q, "k": k, "v": v, "a": -unit, "b": unit * jax.nn.sigmoid(a), "g": feature},
-        ),
-        "wkv4": (wkv4, {"w": -jnp.ones(H * K), "u": jnp.ones(H * K), "k": channel, "v": channel}),
-        "lru": (lru, {"x": channel, "g": -jax.nn.softplus(channel)}),
-    }
     print(f"\n{'chunks against token by token, 8,192':40}{'ms':>10}{'ratio':>8}")
-    for name, (op, arguments) in ops.items():
-
-        def run(implementation, op=op, names=tuple(arguments)):
-            implementation = implementation or ("parallel" if op is lru else "chunked")
-
-            def f(*args):
-                named = dict(zip(names, args, strict=True))
-                return op(**named, implementation=implementation)[0]
-
-            return gradients(f)
-
-        fast = best(run(None), *arguments.values())
-        plain = best(run("reference"), *arguments.values())
+    for name, (op, arguments) in recurrences(8192).items():
+        fast = seconds(op, arguments, "parallel" if op is lru else "chunked")
+        plain = seconds(op, arguments, "reference")
         print(f"{name:40}{1e3 * fast:10.1f}{plain / fast:8.1f}", flush=True)
 
 

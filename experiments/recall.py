@@ -7,13 +7,13 @@ values, and are asked with up to 32 pairs, which take 128 tokens. Guessing is ri
 
 Cost: about 15 minutes on 2 cores, 2 million tokens a model. The numbers are in `LOG.md`.
 
-Expected, and measured: softmax attention recalls everything up to the length of its training,
-and its state grows with it; a window recalls what lies in it, and blocks chosen by their mean key
-part of the rest. Of the fixed states, DeltaNet with one head, a 64 x 64 matrix, recalls as much
-as softmax attention, more beyond the training; with eight heads of 8 x 8, an eighth of the state, half
-of four pairs. Recurrences that only add and decay learn this more slowly than a replacement does:
+Expected, and measured: softmax attention recalls everything up to the length of its training, and
+its state grows with it; a window recalls what lies in it, and blocks chosen by their mean key part
+of the rest. Of the fixed states, DeltaNet with one head, a 64 x 64 matrix, recalls as much as
+softmax attention, and more beyond the training; with eight heads of 8 x 8, an eighth of the
+numbers, it recalls half of four pairs. Recurrences that only add and decay learn this more slowly:
 after 1,000 steps linear attention, RetNet, Mamba-2 and RWKV-7 have hardly begun, whatever the size
-of their state, so that this comparison says nothing of what they could keep.
+of their state. What they could keep is not shown here.
 """
 
 from lcx.data import MQAR

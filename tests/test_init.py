@@ -135,7 +135,7 @@ def test_constant_and_even_decays():
     for layer in range(L):
         slope = 2.0 ** (-8 * np.arange(1, H + 1) / H) * (1 - layer / (L - 1 + 1e-5) + 1e-5)
         p = first_values(Lightning(H), layer)
-        np.testing.assert_allclose(p["decay"], -slope, rtol=1e-5)
+        np.testing.assert_allclose(np.exp(p["log_rate"]), slope, rtol=1e-5)
     assert (first_values(GLA(H))["decay_bias"] == 0).all()  # sigmoid(0)^(1/16): 0.958 a token
 
 

@@ -35,7 +35,7 @@ class Lightning:
             k=linear(dims, *square),
             v=linear(dims, *square),
             gate=linear(dims, *square),
-            decay=nnx.Param(-(2.0 ** (-8 * head / self.heads)) * depth),
+            log_rate=nnx.Param(jnp.log(2.0 ** (-8 * head / self.heads) * depth)),
             scale=nnx.Param(jnp.ones(dims.model, dims.policy.params)),
             out=residual(dims, dims.model, ("heads", "embed"), rngs),
         )
@@ -52,7 +52,7 @@ class Lightning:
     ) -> tuple[Float[Array, "B T D"], State | None]:
         q, k, v = (split_heads(jax.nn.silu(params[n](x)), self.heads) for n in "qkv")
         # kept with the parameters, because it belongs to the layer; never trained
-        decay = jax.lax.stop_gradient(params.decay[...])
+        decay = -jnp.exp(jax.lax.stop_gradient(params.log_rate[...]))
         o, S = linear_attention(
             *(q, k, v),
             g=jnp.broadcast_to(decay, (1, x.shape[1], self.heads)),

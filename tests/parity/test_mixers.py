@@ -247,7 +247,7 @@ def to_lcx(case: Case, tensors: dict[str, Any], constants: bool = True) -> nnx.D
     def fill(path, like):
         name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
         if name not in leaves:
-            assert name == "decay", f"no tensor for {name}"
+            assert name == "log_rate", f"no tensor for {name}"
             return like if constants else jnp.zeros_like(like)
         a = leaves.pop(name)
         assert a.shape == like.shape, f"{name}: {a.shape}, not {like.shape}"
