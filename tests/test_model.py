@@ -266,6 +266,15 @@ def test_a_piece_longer_than_the_state_is_refused():
         model(params, jnp.zeros((1, 9), jnp.int32), state=model.init_state(1, 8))
 
 
+@pytest.mark.parametrize("sparsity", [Fixed(4, summary=2), TopBlocks(4)], ids=repr)
+def test_a_piece_of_more_blocks_than_the_state_is_refused(sparsity):
+    mixer = SoftmaxAttention(heads=2, sparsity=sparsity)
+    model = LM(vocab=50, width=16, pattern=(Block(mixer),), repeats=1)
+    params = jax.jit(model.init)(jax.random.key(0))
+    with pytest.raises(ValueError, match="12 tokens exceeds the state's 11"):
+        model(params, jnp.zeros((1, 12), jnp.int32), state=model.init_state(1, 8))
+
+
 def test_a_mesh_larger_than_the_machine_is_refused():
     with pytest.raises(ValueError, match="takes 16 devices; 8 cpu"):
         make_mesh(Mesh(data=16))

@@ -53,8 +53,14 @@ def see(
     softcap: float | None,
     state: State,
 ) -> tuple[tuple[Float[Array, "B T H V"], Float[Array, "B T H"]], Stored, State]:
-    """Attention within each query's own block; what it may see of others; and the state after."""
+    """Attention within each query's own block; what it may see of others; and the state after.
+
+    Raises ValueError for a piece that no state of this size could hold.
+    """
     length, old = q.shape[1], state["blocks"]
+    room = (old["k"].shape[1] + 1) * block - 1
+    if length > room:
+        raise ValueError(f"a piece of {length} tokens exceeds the state's {room}")
     rank = ranks(ctx, state["rank"])
     index = jnp.arange(length, dtype=jnp.int32) + state["length"]
     # An own block, and a document, are known by the index of their first token
