@@ -234,7 +234,7 @@ def test_outputs_and_gradients_follow_the_equations(mixer):
     (_, y), gradients = run(params, jnp.asarray(x, jnp.float32))
     equation, exact = EQUATIONS[mixer], leaves(params)
     expected = equation(exact, x)
-    assert np.abs(y - expected).max() < 2e-5 * np.abs(expected).max()  # measured: up to 5e-6
+    assert np.abs(y - expected).max() < 5e-6 * np.abs(expected).max()  # measured: up to 7.4e-7
 
     # Along a random direction of every array at once, the slope is the sum of the gradients' parts
     slopes, got = {}, leaves(gradients[0]) | {"x": np.asarray(gradients[1], np.float64)}
@@ -248,4 +248,5 @@ def test_outputs_and_gradients_follow_the_equations(mixer):
         slopes[name] = (sides[0] - sides[1]) / 2e-6, (got[name] * step).sum() / 1e-6
     largest = max(abs(numeric) for numeric, _ in slopes.values())
     for name, (numeric, ours) in slopes.items():
-        assert abs(numeric - ours) < 1e-4 * max(abs(numeric), 0.1 * largest), name
+        # measured: up to 2.3e-6
+        assert abs(numeric - ours) < 1e-5 * max(abs(numeric), 0.1 * largest), name

@@ -102,7 +102,7 @@ def test_a_hybrid_trains_streams_and_decodes(name, tokens):
     for begin, end in [(0, 13), (13, 36), *((t, t + 1) for t in range(36, 40))]:
         out, state = piece(params, tokens[:, begin:end], segments[:, begin:end], state)
         logits.append(out)
-    # logits up to 10 after training; measured: up to 1e-5
+    # of logits up to 5; measured: up to 2.4e-6 without delta rules
     np.testing.assert_allclose(jnp.concatenate(logits, axis=1), whole, atol=1e-4)
 
 
