@@ -17,6 +17,7 @@ from lcx.evaluate import Job, Streamer
 from lcx.mixers import SoftmaxAttention
 from lcx.model import LM, Block
 from lcx.protocols import SameTargets
+from lcx.start import huge_pages
 
 MODEL = LM(width=128, pattern=(Block(SoftmaxAttention(heads=4)),), repeats=3)
 
@@ -29,11 +30,12 @@ def main() -> None:
     params = jax.jit(MODEL.init)(jax.random.key(0))
     began = time.perf_counter()
     streamer = Streamer(MODEL, params, longest=max(len(job.window.tokens) for job in jobs))
-    (_, nll), *_ = streamer.score(jobs)
+    (_, nll, _), *_ = streamer.score(jobs)
     seconds = time.perf_counter() - began
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"context {context}: {seconds:.1f} s, {most:.2f} GB resident, nll {nll.sum() / 64:.3f}")
 
 
 if __name__ == "__main__":
+    huge_pages()
     main()

@@ -23,6 +23,7 @@ from lcx.layers import SwiGLU
 from lcx.mixers import SoftmaxAttention
 from lcx.model import LM, Block
 from lcx.optim import AdamW
+from lcx.start import huge_pages
 from lcx.train import TrainState, make_step
 from tests.parity.against_torch import to_lcx
 from tests.parity.test_llama import NAMES
@@ -160,4 +161,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    huge_pages()
     main()

@@ -11,9 +11,9 @@ One decay a feature, and a removal key a and a replacement key b of their own (R
 
 A token that starts a document forgets the state before all else.
 
-Within a chunk the reads of the state depend on one another through a triangular system; its inverse
-turns the chunk into one affine map of the state (the WY form of arXiv:2406.06484, section 3.2):
-all chunks' maps are made at once, and a short scan over chunks applies them.
+Within a chunk the reads of the state depend on one another through a triangular system; with its
+inverse they are one product with the state that enters the chunk (the WY form of arXiv:2406.06484,
+section 3.2). All chunks' systems are solved at once, and a short scan carries the state.
 """
 
 from functools import partial
@@ -39,7 +39,7 @@ def delta_rule(
     g: Float[Array, "B T H"] | None = None,
     starts: Bool[Array, "B T"] | None = None,
     state: Float[Array, "B H K V"] | None = None,
-    chunk: int = 64,
+    chunk: int = 32,
     implementation: Implementation | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """Outputs and the final state (fp32), in time and memory linear in T.
@@ -47,7 +47,7 @@ def delta_rule(
     Keys are expected to have length 1 and beta to lie in [0, 2]: beyond, the state can grow without
     bound. `g` is the log-decay of each token, at most 0; None: no decay. `chunk`: a power of two.
     """
-    chunks.check_halves(chunk)
+    chunk = chunks.halving(chunk, q.shape[1])
     if g is None:
         g = jnp.zeros_like(beta)
     if implementation == "reference":
@@ -78,7 +78,7 @@ def diagonal_delta_rule(
     RWKV-7 has a = -kappa and b = kappa * eta for a kappa of length 1 and eta in [0, 1]. `chunk`: a
     power of two. `strongest`: no log-decay lies below it; the weaker, the larger matrix products.
     """
-    chunks.check_halves(chunk)
+    chunk = chunks.halving(chunk, q.shape[1])
     if implementation == "reference":
         return _reference(q, k, v, a, b, g, starts, state)
     run = partial(_diagonal_chunks, chunk, strongest)
@@ -135,54 +135,103 @@ def _scalar_chunks(chunk, tokens, state):
     # before it in the chunk have changed: writes = v - (read + pairs writes).
     write = beta[..., None] * k
     solved = inverse(-(k @ write.mT) * between)
-    reads, writes = solved @ -(from_start * k), solved @ v  # of the entering state, and without it
-    kept = jnp.exp(decay[..., -1]) * (last[..., 0] == 0)
-    end = (to_end * write).mT
-    map_ = kept[..., None, None] * jnp.eye(k.shape[-1]) + end @ reads
-    state, entering = _cross(map_, end @ writes, state)
-    o = (from_start * q) @ entering + ((q @ write.mT) * between) @ (writes + reads @ entering)
-    return chunks.join(jnp.swapaxes(o, 2, 3), length).astype(dtype), state
+    read, own = solved @ -(from_start * k), solved @ v  # of the entering state, and without it
+    kept = (jnp.exp(decay[..., -1]) * (last[..., 0] == 0))[..., None, None]
+    nothing = jnp.zeros((*state.shape[:1], k.shape[1], *state.shape[1:]))
+    after, entering, writes = _cross(read, own, (to_end * write).mT, nothing, kept, state)
+    o = (from_start * q) @ entering + ((q @ write.mT) * between) @ writes
+    return chunks.join(jnp.swapaxes(o, 2, 3), length).astype(dtype), after
 
 
 def _diagonal_chunks(chunk, strongest, tokens, state):
     dtype, length = tokens[0].dtype, tokens[0].shape[1]
     (q, k, v, a, b, g), document = _split(chunk, tokens)
     g = jnp.maximum(g, strongest)
-    after = jnp.cumsum(g, axis=-2)  # the decay from the chunk's start to behind each token
+    after = chunks.running_sum(g)  # the decay from the chunk's start to behind each token
     before = after - g
     document = document[:, :, None]
     last = document[..., -1:]
-    same = document[..., :, None] == document[..., None, :]
     fresh = (document == 0)[..., None]
     to_end = jnp.exp(after[..., -1:, :] - after) * (document == last)[..., None]
 
+    # Each token counts as two, which turns four kinds of pairs into one product: a reads what the
+    # tokens before have added with b and k, then q also what its own token has.
+    scores = pairs(
+        *(_in_turn(x, y) for x, y in ((a, q), (b, k), (before, after), (after, after))),
+        block=2 * block_of(strongest, chunk),
+    )
+    index = jnp.arange(chunk)
+    earlier = index[:, None] > index
+    seen = jnp.stack([earlier, earlier | jnp.eye(chunk, dtype=bool)], axis=1)
+    seen = seen & (document[..., :, None] == document[..., None, :])[..., :, None, :]
+    scores = scores.reshape(*scores.shape[:-2], chunk, 2, chunk, 2)
+    scores = jnp.where(seen[..., None], scores, 0.0)
+    a_pairs, q_pairs = scores[..., 0, :, :], scores[..., 1, :, :]
+
     # What a token reads of the state, which the tokens before it in the chunk have changed:
     # reads = a S + pairs(a, b) reads + pairs(a, k) v.
-    scores = partial(pairs, block=block_of(strongest, chunk))
-    ab, ak = (jnp.where(same, scores(a, x, before, after, strict=True), 0.0) for x in (b, k))
-    qb, qk = (jnp.where(same, scores(q, x, after, after, strict=False), 0.0) for x in (b, k))
-    solved = inverse(ab)
-    reads = solved @ (a * jnp.exp(before) * fresh)  # of the entering state
-    own = solved @ (ak @ v)  # and of the chunk's
-    kept = jnp.exp(after[..., -1, :]) * (last == 0)
-    end = (b * to_end).mT
-    map_ = kept[..., None] * jnp.eye(k.shape[-1]) + end @ reads
-    state, entering = _cross(map_, end @ own + (k * to_end).mT @ v, state)
-    o = (q * jnp.exp(after) * fresh) @ entering + qb @ (own + reads @ entering) + qk @ v
+    solved = inverse(a_pairs[..., 0])
+    read = solved @ (a * jnp.exp(before) * fresh)  # of the entering state
+    own = solved @ (a_pairs[..., 1] @ v)  # and of the chunk's
+    kept = (jnp.exp(after[..., -1, :]) * (last == 0))[..., None]
+    added = (k * to_end).mT @ v
+    state, entering, reads = _cross(read, own, (b * to_end).mT, added, kept, state)
+    o = (q * jnp.exp(after) * fresh) @ entering
+    o = o + q_pairs.reshape(*q_pairs.shape[:-2], -1) @ _in_turn(reads, v)
     return chunks.join(jnp.swapaxes(o, 2, 3), length).astype(dtype), state
 
 
+def _in_turn(x, y):
+    """x_1 y_1 x_2 y_2 ...: [..., C, K] twice -> [..., 2C, K]."""
+    return jnp.stack([x, y], axis=-2).reshape(*x.shape[:-2], -1, x.shape[-1])
+
+
+@jax.custom_vjp
 def _cross(
-    map_: Float[Array, "B N H K K"],
+    read: Float[Array, "B N H C K"],
+    own: Float[Array, "B N H C V"],
+    write: Float[Array, "B N H K C"],
     added: Float[Array, "B N H K V"],
+    kept: Float[Array, "B N H k 1"],
     state: Float[Array, "B H K V"],
-) -> tuple[Float[Array, "B H K V"], Float[Array, "B N H K V"]]:
-    """The state after S <- map S + added of every chunk in turn, and the state before each."""
+) -> tuple[Float[Array, "B H K V"], Float[Array, "B N H K V"], Float[Array, "B N H C V"]]:
+    """The only thing that chunks must do in turn; k is K or 1.
 
+        y = own + read S        S <- kept * S + added + write y
+
+    Returns the last state, the state before each chunk, and each chunk's y.
+    """
+    return _in_order(read, own, write, added, kept, state)
+
+
+def _in_order(read, own, write, added, kept, state, reverse=False):
     def step(S, chunk):
-        map_, added = chunk
-        return map_ @ S + added, S
+        read, own, write, added, kept = chunk
+        y = own + read @ S
+        return kept * S + added + write @ y, (S, y)
 
-    by_chunk = (jnp.moveaxis(map_, 1, 0), jnp.moveaxis(added, 1, 0))
-    state, entering = jax.lax.scan(step, state, by_chunk)
-    return state, jnp.moveaxis(entering, 0, 1)
+    by_chunk = [jnp.moveaxis(x, 1, 0) for x in (read, own, write, added, kept)]
+    state, (before, y) = jax.lax.scan(step, state, tuple(by_chunk), reverse=reverse)
+    return state, jnp.moveaxis(before, 0, 1), jnp.moveaxis(y, 0, 1)
+
+
+def _cross_forward(read, own, write, added, kept, state):
+    out = _in_order(read, own, write, added, kept, state)
+    return out, (read, write, kept, *out[1:])
+
+
+def _cross_backward(saved, gradients):
+    """The same recurrence from the end, `read` and `write` in each other's place.
+
+    The weights' gradients are products of all chunks at once, which is why this is written by hand.
+    """
+    read, write, kept, S, y = saved
+    d_state, d_S, d_y = gradients
+    d_state, after, d_y = _in_order(write.mT, d_y, read.mT, d_S, kept, d_state, reverse=True)
+    d_kept = (after * S).sum(axis=-1, keepdims=True)
+    if kept.shape[-2] == 1:
+        d_kept = d_kept.sum(axis=-2, keepdims=True)
+    return d_y @ S.mT, d_y, after @ y.mT, after, d_kept, d_state
+
+
+_cross.defvjp(_cross_forward, _cross_backward)

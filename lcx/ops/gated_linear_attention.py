@@ -41,8 +41,8 @@ def gated_linear_attention(
     `g` is the log-decay of each token and key feature, at most 0; its batch axis may be 1. `chunk`
     tokens at a time, a power of two, are compared pairwise.
     """
-    chunks.check_halves(chunk)
     batch, length, heads, width = q.shape
+    chunk = chunks.halving(chunk, length)
     if starts is None:
         starts = jnp.zeros((1, length), bool)
     if state is None:
@@ -79,7 +79,7 @@ def _chunked(u, chunk, tokens, state):
     # [B, N, H, C, width]
     Q, K, V, G = (jnp.swapaxes(chunks.split(a, chunk), 2, 3) for a in (q, k, v, g))
     G = jnp.maximum(G, STRONGEST)
-    to_key = jnp.cumsum(G, axis=-2)  # the decay from the chunk's start to behind each token
+    to_key = chunks.running_sum(G)  # the decay from the chunk's start to behind each token
     to_query = to_key if u is None else to_key - G  # to what each query reads of the past
     document = jnp.cumsum(chunks.split(starts, chunk), axis=-1)
 
@@ -107,9 +107,9 @@ def _chunked(u, chunk, tokens, state):
         preferred_element_type=jnp.float32,
     )
     same = document[..., :, None] == document[..., None, :]
-    block = block_of(STRONGEST, chunk)
-    scores = pairs(Q, K, to_query, to_key, strict=u is not None, block=block)
-    scores = jnp.where(same[:, :, None], scores, 0.0).astype(V.dtype)
+    seen = jnp.tril(same, 0 if u is None else -1)[:, :, None]
+    scores = pairs(Q, K, to_query, to_key, block=block_of(STRONGEST, chunk))
+    scores = jnp.where(seen, scores, 0.0).astype(V.dtype)
     o = o + jnp.einsum("bnhij,bnhjv->bnhiv", scores, V, preferred_element_type=jnp.float32)
     if u is not None:
         own = jnp.einsum("bnhck,bnhck,hk->bnhc", *(a.astype(jnp.float32) for a in (Q, K)), u)
@@ -132,10 +132,11 @@ def pairs(
     k: Float[Array, "B N H C K"],
     to_query: Float[Array, "b N H C K"],
     to_key: Float[Array, "b N H C K"],
-    strict: bool,
     block: int,
 ) -> Float[Array, "B N H C C"]:
-    """sum_k q_ik k_jk exp(to_query_ik - to_key_jk) for j <= i, or j < i: a score of each pair.
+    """sum_k q_ik k_jk exp(to_query_ik - to_key_jk): a score of each pair of tokens j <= i.
+
+    What stands at j > i has no meaning and is not always finite: the caller puts 0 there.
 
     One exponential a pair and feature would be too many, and taken apart into factors of i and of
     j they overflow. Relative to the decay at a middle token they do not: where the queries lie
@@ -148,15 +149,14 @@ def pairs(
     middle = to_key[..., half - 1, None, :]
     if block >= C:
         q, k = (a.astype(jnp.float32) for a in (q, k))
-        scores = (q * jnp.exp(to_query - middle)) @ (k * jnp.exp(middle - to_key)).mT
-        return jnp.where(jnp.tril(jnp.ones((C, C), bool), -1 if strict else 0), scores, 0.0)
+        return (q * jnp.exp(to_query - middle)) @ (k * jnp.exp(middle - to_key)).mT
     behind = q[..., half:, :] * jnp.exp(to_query[..., half:, :] - middle).astype(q.dtype)
     before = k[..., :half, :] * jnp.exp(middle - to_key[..., :half, :]).astype(k.dtype)
     across = jnp.einsum("...ik,...jk->...ij", behind, before, preferred_element_type=jnp.float32)
     # the halves count as heads: XLA limits the number of axes
     N, H = q.shape[1:3]
     halves = (a.reshape(-1, N, 2 * H, half, a.shape[-1]) for a in (q, k, to_query, to_key))
-    within = pairs(*halves, strict=strict, block=block)
+    within = pairs(*halves, block=block)
     first, second = within[:, :, 0::2], within[:, :, 1::2]
     above = jnp.concatenate([first, jnp.zeros_like(across)], axis=-1)
     return jnp.concatenate([above, jnp.concatenate([across, second], axis=-1)], axis=-2)

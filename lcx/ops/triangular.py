@@ -26,9 +26,18 @@ def _by_halves(a):
     blocks = jnp.stack([a[..., :half, :half], a[..., half:, half:]], axis=-3)
     within = _by_halves(blocks.reshape(-1, half, half)).reshape(blocks.shape)
     first, second = within[..., 0, :, :], within[..., 1, :, :]
-    below = a[..., half:, :half] if half == 1 else second @ a[..., half:, :half] @ first
+    below = a[..., half:, :half]
+    if half > 1:
+        below = _product(_product(second, below), first)
     above = jnp.concatenate([first, jnp.zeros_like(below)], axis=-1)
     return jnp.concatenate([above, jnp.concatenate([below, second], axis=-1)], axis=-2)
+
+
+def _product(x, y):
+    """x @ y; small ones written as sums, since a call for each costs more than its work (CPU)."""
+    if x.shape[-1] > 4:
+        return x @ y
+    return (x[..., :, :, None] * y[..., None, :, :]).sum(axis=-2)
 
 
 def _forward(a):
