@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lcx.ops.rotary import angles, rotate
-from lcx.positions.rope import base_inv_freq
+from lcx.positions.scaling import base_inv_freq
 
 PI = np.pi
 
@@ -59,3 +59,12 @@ def test_rotation_is_a_complex_product():
     expected = np.concatenate([z.real, z.imag], axis=-1)
     np.testing.assert_allclose(actual[..., : 2 * pairs], expected, rtol=0, atol=1e-6)  # 2e-7
     np.testing.assert_array_equal(actual[..., 2 * pairs :], x[..., 2 * pairs :])
+
+
+def test_neighbours_turn_as_halves_do_after_a_permutation():
+    pairs = 3
+    x, angle = draw(2, 5, 4, 10), draw(2, 5, pairs, seed=1)
+    order = np.array([0, 2, 4, 1, 3, 5, 6, 7, 8, 9])  # neighbours to halves
+    turned = rotate(x, angle, 1.25, interleaved=True)
+    halves = rotate(x[..., order], angle, 1.25)
+    np.testing.assert_array_equal(turned[..., order], halves)

@@ -1,7 +1,7 @@
 """Rotate pairs of features by an angle that grows with the position; nothing about schemes.
 
-Layout: half-split, as in Llama: feature i is paired with feature i + P. The interleaved layout
-of other code is the same function after permuting the rows of the q and k projections.
+Two layouts of the pairs are in use: halves (Llama) and neighbours (the paper). They are the same
+function after permuting the rows of the q and k projections.
 """
 
 import jax.numpy as jnp
@@ -29,17 +29,27 @@ def angles(
 
 
 def rotate(
-    x: Float[Array, "B T H K"], angle: Float[Array, "B T P"], magnitude: float = 1.0
+    x: Float[Array, "B T H K"],
+    angle: Float[Array, "B T P"],
+    magnitude: float = 1.0,
+    interleaved: bool = False,
 ) -> Float[Array, "B T H K"]:
     """Rotate the first 2P of K features pairwise by `angle`, and scale them by `magnitude`.
 
-    Features past 2P pass through (partial rotary). Trigonometry and product in fp32, cast last.
-    RoFormer (Su et al. 2021), equation 34.
+    Feature i is paired with i + P, or interleaved: 2i with 2i + 1. Features past 2P pass through
+    (partial rotary). Trigonometry and product in fp32, cast last. RoFormer (Su et al. 2021),
+    equation 34.
     """
     pairs = angle.shape[-1]
     cos = magnitude * jnp.cos(angle)[:, :, None]
     sin = magnitude * jnp.sin(angle)[:, :, None]
-    first = x[..., :pairs].astype(jnp.float32)
-    second = x[..., pairs : 2 * pairs].astype(jnp.float32)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return jnp.concatenate([turned.astype(x.dtype), x[..., 2 * pairs :]], axis=-1)
+    turning, still = x[..., : 2 * pairs], x[..., 2 * pairs :]
+    if interleaved:
+        turning = jnp.concatenate([turning[..., 0::2], turning[..., 1::2]], axis=-1)
+    first, second = jnp.split(turning.astype(jnp.float32), 2, axis=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    if interleaved:
+        turned = jnp.stack(turned, axis=-1).reshape(turning.shape)
+    else:
+        turned = jnp.concatenate(turned, axis=-1)
+    return jnp.concatenate([turned.astype(x.dtype), still], axis=-1)

@@ -1,12 +1,12 @@
-"""Rotary position embedding, its scalings, and its absence."""
+"""Rotary position embedding, and its absence."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lcx.ops import rotary
+from lcx.positions.scaling import Scaling, base_inv_freq
 
 
 @runtime_checkable
@@ -25,56 +25,31 @@ class PositionScheme(Protocol):
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"]]: ...
 
 
-@runtime_checkable
-class Scaling(Protocol):
-    """Changes a rotary scheme's frequencies, so that a longer context fits."""
-
-    def inv_freq(self, theta: float, width: int) -> Float[np.ndarray, " P"]:
-        """The scaled frequencies, in radians a token, float64."""
-        ...
-
-
-def base_inv_freq(theta: float, width: int) -> Float[np.ndarray, " P"]:
-    """theta^(-2i / width) for i < width / 2: radians a token, float64 (Su et al. 2021)."""
-    return theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
-
-
-@dataclass(frozen=True)
-class Linear:
-    """Position interpolation: position / factor, LongChat's condensed rotary embedding.
-
-    A model trained at length L then sees no angle beyond its training up to factor * L; give the
-    factor it was fine-tuned with, on short prompts too. Chen et al. 2023, equation 4; Li et al.
-    2023 (LongChat).
-    """
-
-    factor: float
-
-    def __post_init__(self):
-        if not 1 <= self.factor < float("inf"):
-            raise ValueError(f"Linear scaling by {self.factor}: the factor must be at least 1")
-
-    def inv_freq(self, theta: float, width: int) -> Float[np.ndarray, " P"]:
-        return base_inv_freq(theta, width) / self.factor
-
-
 @dataclass(frozen=True)
 class RoPE:
     """Rotary embedding: rotates feature pairs by position * theta^(-2i/K), optionally scaled.
 
-    Su et al. 2021, equation 34. Layout: half-split, as in Llama.
+    Su et al. 2021, equation 34.
     """
 
     theta: float = 10_000.0
     scaling: Scaling | None = None
+    fraction: float = 1.0
+    """Only the first part of each head's features turns (GPT-NeoX: 0.25); K counts these alone."""
+    interleaved: bool = False
+    """Neighbours are pairs (the paper, GPT-J), where Llama pairs feature i with i + K/2."""
 
     def __post_init__(self):
         if not self.theta > 1:
             raise ValueError(f"RoPE: theta must be greater than 1, not {self.theta}")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"RoPE: fraction must lie in (0, 1], not {self.fraction}")
 
     def check(self, width: int) -> None:
-        if width % 2:
-            raise ValueError(f"RoPE rotates pairs of features: heads of {width} are odd")
+        turning = int(self.fraction * width)
+        if turning < 2 or turning % 2:
+            part = "" if self.fraction == 1 else f", of which {self.fraction} is {turning},"
+            raise ValueError(f"RoPE rotates pairs of features: heads of {width}{part} are odd")
 
     def __call__(
         self,
@@ -82,13 +57,14 @@ class RoPE:
         k: Float[Array, "B T G K"],
         positions: Int[Array, "B T"],
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"]]:
-        width = q.shape[-1]
+        turning = int(self.fraction * q.shape[-1])
         if self.scaling is None:
-            inv_freq = base_inv_freq(self.theta, width)
+            inv_freq, magnitude = base_inv_freq(self.theta, turning), 1.0
         else:
-            inv_freq = self.scaling.inv_freq(self.theta, width)
+            inv_freq, magnitude = self.scaling.inv_freq(self.theta, turning), self.scaling.magnitude
         angle = rotary.angles(positions, inv_freq)
-        return rotary.rotate(q, angle), rotary.rotate(k, angle)
+        q, k = (rotary.rotate(x, angle, magnitude, self.interleaved) for x in (q, k))
+        return q, k
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from flax import nnx
 from lcx import mixers
 from lcx.layers import CHANNELS
 from lcx.mixers import MIXERS, LinearAttention, Mamba2, RetNet, SoftmaxAttention
-from lcx.positions import POSITIONS, SCALINGS, Linear, RoPE
+from lcx.positions import NTK, POSITIONS, SCALINGS, Linear, Llama3, RoPE, YaRN
 from lcx.sparsity import SPARSITIES, Fixed, Full, ShiftedGroups, Strided, TopBlocks, Window
 from lcx.types import Context, Dims, Half, Params, Policy
 
@@ -37,19 +37,30 @@ SETTINGS: tuple[Half, ...] = (
     Mamba2(head_width=16, state=8),
     RetNet(heads=2, expand=1),
 )
-EXAMPLES = {Linear: Linear(4.0)}
+EXAMPLES = {
+    Linear: Linear(4.0),
+    NTK: NTK(4.0),
+    YaRN: YaRN(4.0, original=256),
+    Llama3: Llama3(4.0, original=256),
+}
 """Scalings that have no defaults."""
 
 SCHEMES = (
     *(cls() for cls in POSITIONS.values()),
     *(RoPE(scaling=EXAMPLES.get(cls) or cls()) for cls in SCALINGS.values()),
+    RoPE(fraction=0.5),
+    RoPE(interleaved=True),
 )
+TURNED = RoPE(scaling=EXAMPLES[YaRN], fraction=0.5, interleaved=True)
+"""All that RoPE can do; to a mixer, scalings differ in their numbers alone."""
+
 HALVES: tuple[Half, ...] = (
     *(cls() for cls in MIXERS.values()),
     *(cls() for cls in CHANNELS.values()),
     *SETTINGS,
     *(SoftmaxAttention(sparsity=cls()) for cls in SPARSITIES.values() if cls is not Full),
-    *(SoftmaxAttention(position=scheme) for scheme in SCHEMES if scheme != RoPE()),
+    *(SoftmaxAttention(position=cls()) for cls in POSITIONS.values() if cls is not RoPE),
+    SoftmaxAttention(position=TURNED),
 )
 
 

@@ -10,8 +10,8 @@ import pytest
 from lcx.layers import RMSNorm, SwiGLU
 from lcx.mixers import SoftmaxAttention
 from lcx.model import LM, Block
-from lcx.positions import Linear, RoPE
-from lcx.positions.rope import base_inv_freq
+from lcx.positions import NTK, Linear, Llama3, RoPE, YaRN
+from lcx.positions.scaling import base_inv_freq
 from tests.parity.against_torch import (
     NEEDED,
     assert_leaves_close,
@@ -54,15 +54,42 @@ MODELS = {
     "multi-head": lm(4, RoPE(), tied=True, repeats=3),
     "grouped": lm(2, RoPE(theta=5e5), tied=False, places=2),
     "multi-query, interpolated": lm(1, RoPE(scaling=Linear(4.0)), tied=True),
+    "yarn": lm(2, RoPE(scaling=YaRN(4.0, original=32, beta_fast=4.0)), tied=True),
+    "llama 3": lm(2, RoPE(scaling=Llama3(8.0, original=32)), tied=True),
 }
+
+
+def rope_of(position: RoPE) -> dict:
+    """What `rope_parameters` says of a scheme."""
+    match position.scaling:
+        case None:
+            more = {"rope_type": "default"}
+        case Linear(factor):
+            more = {"rope_type": "linear", "factor": factor}
+        case YaRN(factor, original, fast, slow, magnitude, truncate):
+            more = {
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": original,
+                "beta_fast": fast,
+                "beta_slow": slow,
+                "attention_factor": magnitude,
+                "truncate": truncate,
+            }
+        case Llama3(factor, original, low, high):
+            more = {
+                "rope_type": "llama3",
+                "factor": factor,
+                "original_max_position_embeddings": original,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
+            }
+    return {"rope_theta": position.theta} | {n: v for n, v in more.items() if v is not None}
 
 
 def config_of(model: LM):
     """The same architecture in transformers' words."""
     attention, channel = model.pattern[0].mixer, model.pattern[0].channel
-    rope = {"rope_type": "default", "rope_theta": attention.position.theta}
-    if attention.position.scaling is not None:
-        rope |= {"rope_type": "linear", "factor": attention.position.scaling.factor}
     return transformers.LlamaConfig(
         vocab_size=model.vocab,
         hidden_size=model.width,
@@ -71,7 +98,7 @@ def config_of(model: LM):
         num_attention_heads=attention.heads,
         num_key_value_heads=attention.groups,
         rms_norm_eps=model.norm.eps,
-        rope_parameters=rope,
+        rope_parameters=rope_of(attention.position),
         tie_word_embeddings=model.tied,
         max_position_embeddings=LENGTH,
         bos_token_id=None,
@@ -166,12 +193,44 @@ def test_a_small_slip_would_be_seen(change):
     assert np.abs(logits - pair.logits).max() > 100 * LOGITS
 
 
-@pytest.mark.parametrize("scaling", [None, Linear(4.0), Linear(1.5)])
-@pytest.mark.parametrize("theta", [1e4, 5e5])
-def test_frequencies(theta, scaling):
-    config = config_of(lm(4, RoPE(theta=theta, scaling=scaling), tied=True))
-    rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
-    width = config.head_dim
-    actual = scaling.inv_freq(theta, width) if scaling else base_inv_freq(theta, width)
-    assert rotary.attention_scaling == 1
-    np.testing.assert_allclose(actual, rotary.inv_freq.numpy(), rtol=2e-7)  # fp32: 1e-7
+FACTORS, LENGTHS = (1.0, 1.5, 4.0, 32.0), (128, 2048, 8192)
+SCALINGS = (
+    None,
+    *(Linear(f) for f in FACTORS),
+    *(YaRN(f, L) for f in FACTORS for L in LENGTHS),
+    YaRN(4.0, 2048, beta_fast=8.0, beta_slow=0.5),
+    YaRN(4.0, 2048, truncate=False),
+    YaRN(4.0, 2048, attention_factor=1.3),
+    *(Llama3(f, L) for f in FACTORS for L in LENGTHS),
+    Llama3(8.0, 2048, low=2.0, high=9.0),
+)
+
+
+@pytest.mark.parametrize("width", [8, 64, 128, 256])
+@pytest.mark.parametrize("theta", [1e4, 5e5, 1e6])
+def test_frequencies_and_magnitudes(theta, width):
+    model = lm(4, RoPE(), tied=True)
+    for scaling in SCALINGS:
+        position = RoPE(theta=theta, scaling=scaling)
+        config = config_of(altered(model, mixer=replace(model.pattern[0].mixer, position=position)))
+        config.head_dim = width
+        rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
+        actual = scaling.inv_freq(theta, width) if scaling else base_inv_freq(theta, width)
+        assert abs(rotary.attention_scaling - (scaling.magnitude if scaling else 1)) < 1e-12
+        theirs = rotary.inv_freq.numpy()
+        # fp32 on their side; measured: 1e-7, and where YaRN and Llama3 mix two numbers, 6e-7
+        np.testing.assert_allclose(actual, theirs, rtol=1e-6, err_msg=str(scaling))
+
+
+@pytest.mark.parametrize("width", [8, 64, 128])
+@pytest.mark.parametrize(("factor", "times"), [(1.0, 1), (1.0, 4), (2.0, 2), (4.0, 8)])
+def test_ntk_is_the_dynamic_kind_at_one_length(width, factor, times):
+    """Dynamic NTK at n tokens of an original L has the base of the factor f n / L - (f - 1)."""
+    config = config_of(lm(4, RoPE(), tied=True))
+    config.head_dim, config.max_position_embeddings = width, 512
+    config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": factor}
+    dynamic = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["dynamic"]
+    theirs, magnitude = dynamic(config, "cpu", seq_len=512 * times)
+    assert magnitude == NTK.magnitude
+    actual = NTK(factor * times - (factor - 1)).inv_freq(1e4, width)
+    np.testing.assert_allclose(actual, theirs.numpy(), rtol=1e-6)
