@@ -119,7 +119,9 @@ class Streamer:
             for score in window.scores:
                 wanted[row, score.first : score.last] = True
         nll, hit = np.zeros(tokens.shape, np.float32), np.zeros(tokens.shape, bool)
-        state = self._model.init_state(self._rows, self._capacity)
+        lengths = np.zeros(self._rows, np.int32)
+        lengths[: len(windows)] = [len(w.tokens) - 1 for w in windows]  # the last is not read
+        state = self._model.init_state(self._rows, self._capacity, jnp.asarray(lengths))
         for first in range(0, pieces * PIECE, PIECE):
             targets = slice(first + 1, first + 1 + PIECE)
             x, state = self._advance(self._params, tokens[:, first : first + PIECE], state)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from lcx import spec
 from lcx.data import SOURCES, TASKS, TOKENIZERS, Data, Task, Texts
@@ -15,7 +16,7 @@ from lcx.mesh import Mesh
 from lcx.mixers import MIXERS
 from lcx.model import LM, Block
 from lcx.optim import AdamW
-from lcx.positions import POSITIONS, SCALINGS
+from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, Learned, TrainingPositions
 from lcx.protocols import PROTOCOLS, EvaluationProtocol, SameTargets
 from lcx.sparsity import SPARSITIES
 from lcx.types import Policy
@@ -34,6 +35,8 @@ class Train:
     optimizer: AdamW = AdamW()
     accumulate: int = 1
     """Parts that a batch is cut into, one after the other, to save memory."""
+    positions: TrainingPositions | None = None
+    """Where tokens are said to stand; None: at 0, 1, 2, ..."""
     z_loss: float = 0.0
     """Weight of log(Z)^2, which keeps the softmax's normaliser near 1 (PaLM, section 5)."""
     seed: int = 0
@@ -46,6 +49,11 @@ class Train:
                 raise ValueError(f"Train: {name} must be at least 1, not {getattr(self, name)}")
         if self.steps < 0 or self.z_loss < 0:
             raise ValueError("Train: steps and z_loss cannot be negative")
+        if self.positions is not None and self.positions.longest < self.length:
+            raise ValueError(
+                f"Train: positions below {self.positions.longest} do not suffice for a length of "
+                f"{self.length}"
+            )
         if self.batch % self.accumulate:
             raise ValueError(
                 f"Train: a batch of {self.batch} rows cannot be cut into {self.accumulate} parts"
@@ -82,8 +90,8 @@ def types(experiment: Experiment) -> Mapping[str, type]:
 
     Beside the tables' names these are its own: an experiment file may define mixers of its own.
     """
-    plain = (Experiment, Train, AdamW, LM, Block, Policy, Mesh)
-    models = (MIXERS, SPARSITIES, POSITIONS, SCALINGS, CHANNELS, NORMS)
+    plain = (Experiment, Train, AdamW, LM, Block, Learned, Policy, Mesh)
+    models = (MIXERS, SPARSITIES, POSITIONS, SCALINGS, TRAINING_POSITIONS, CHANNELS, NORMS)
     tables = (*models, TASKS, SOURCES, TOKENIZERS, PROTOCOLS)
     names = {c.__name__: c for c in plain}
     for table in tables:
@@ -180,6 +188,17 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
         shapes = parameter_shapes(model)
     except ValueError as error:
         raise problem("model", error) from error
+    if model.positions is not None:
+        most = train.length if train.positions is None else train.positions.longest
+        protocol = experiment.evaluation
+        windows = protocol.windows(np.zeros(protocol.length, np.int32), 0)
+        longest = max(most, *(len(w.tokens) - 1 for w in windows))
+        if longest > model.positions.capacity:
+            raise problem(
+                "model.positions",
+                f"has vectors for texts of {model.positions.capacity} tokens, and there are some "
+                f"of {longest}",
+            )
     if experiment.init_from is not None:
         parent = parameter_shapes(experiments[experiment.init_from].model)
         for path in sorted(shapes.keys() | parent.keys()):

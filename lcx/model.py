@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from lcx.dense import linear
 from lcx.layers import Norm, RMSNorm, SwiGLU
 from lcx.mixers import SoftmaxAttention
+from lcx.positions import Learned
 from lcx.types import Context, Dims, Half, Params, Policy, SharingHalf, State
 
 
@@ -83,6 +84,8 @@ class LM:
     """Before the head."""
     embed_norm: Norm | None = None
     """After the embedding; RWKV has one."""
+    positions: Learned | None = None
+    """Vectors of positions, added to the embedding; beside them mixers take `NoPE()`."""
     policy: Policy = Policy()
     remat: Literal["none", "block", "dots"] = "none"
     """What the backward pass computes again: nothing; each pattern from its input; or all but
@@ -128,14 +131,24 @@ class LM:
             )
             if self.embed_norm:
                 params.embed_norm = self.embed_norm.init(dims, rngs)
+            if self.positions:
+                params.positions = self.positions.init(dims, rngs)
             if not self.tied:
                 params.head = linear(dims, self.width, self.vocab, ("embed", "vocab"), rngs)
         return params
 
-    def init_state(self, batch: int, capacity: int) -> State:
-        """The state before the first token of texts of at most `capacity` tokens."""
+    def init_state(
+        self, batch: int, capacity: int, lengths: Int[Array, " B"] | None = None
+    ) -> State:
+        """The state before the first token of texts of at most `capacity` tokens.
 
+        lengths: how long each text will have become at its end, for position schemes that depend on
+        it; None: `capacity`.
+        """
+        if lengths is None:
+            lengths = jnp.full(batch, capacity, jnp.int32)
         return {
+            "length": lengths,
             "position": jnp.zeros(batch, jnp.int32),
             "segment": jnp.full(batch, -1, jnp.int32),
             "layers": [
@@ -164,25 +177,42 @@ class LM:
         positions: Int[Array, "B T"] | None = None,
         segments: Int[Array, "B T"] | None = None,
         state: State | None = None,
+        lengths: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], State | None]:
         """What the head reads, and the state after the last token (None without a state).
 
         positions: of the tokens in their documents; None: counted on from the state, or from 0.
         segments: which document of its row each token belongs to, 0 for padding; None: each row
         is one document. With a state the tokens continue the text that made it.
+        lengths: of the texts, where a position scheme depends on it; None: T, or the state's.
         """
         if positions is None:
             first = jnp.zeros(tokens.shape[0], jnp.int32) if state is None else state["position"]
             positions = first[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        ctx = Context.of(positions, segments, None if state is None else state["segment"])
+        if lengths is None:
+            whole = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
+            lengths = whole if state is None else state["length"]
+        ctx = Context.of(
+            positions,
+            segments,
+            None if state is None else state["segment"],
+            jnp.broadcast_to(lengths[:, None], tokens.shape),
+        )
         x = params.embed(tokens)
+        if self.positions:
+            x += self.positions(params.positions, positions).astype(x.dtype)
         if self.embed_norm:
             x = params.embed_norm(x)
         if state is None:
             return params.norm(self._train_layers(params.blocks, x, ctx)), None
         x, layers = self._stream_layers(params.blocks, x, ctx, state["layers"])
         segment = jnp.zeros_like(state["segment"]) if segments is None else segments[:, -1]
-        after = {"position": positions[:, -1] + 1, "segment": segment, "layers": layers}
+        after = {
+            "length": lengths,
+            "position": positions[:, -1] + 1,
+            "segment": segment,
+            "layers": layers,
+        }
         return params.norm(x), after
 
     def _train_layers(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
@@ -21,6 +22,7 @@ from lcx.data import Texts
 from lcx.experiment import Experiment
 from lcx.loss import loss_sums
 from lcx.mesh import BATCH, make_mesh, shardings
+from lcx.positions.training import redraw
 from lcx.runs import Run
 from lcx.types import Params
 
@@ -48,9 +50,13 @@ def make_step(
     scored tokens of the whole batch, whatever part they are in.
     """
     model, settings = experiment.model, experiment.train
+    longest = settings.length if settings.positions is None else settings.positions.longest
 
     def loss(params: Params, batch: Batch, tokens: Float[Array, ""]):
-        x, _ = model.hidden(params, batch["tokens"], batch["positions"], batch["segments"])
+        lengths = jnp.full(len(batch["tokens"]), longest, jnp.int32)
+        x, _ = model.hidden(
+            params, batch["tokens"], batch["positions"], batch["segments"], lengths=lengths
+        )
         sums = loss_sums(model, params, x, batch["targets"], scored(batch).astype(jnp.float32))
         nll = sums.nll / tokens
         return nll + settings.z_loss * sums.z2 / tokens, nll
@@ -130,7 +136,12 @@ def train(
             task = bar.add_task(run.name, total=settings.steps, completed=done, note="compiling")
             last = None  # the metrics of the step before, read while this one runs
             for number in range(done + 1, settings.steps + 1):
-                batch = jax.device_put(next(batches), cut)
+                batch = next(batches)
+                if settings.positions is not None:
+                    rng = np.random.default_rng((settings.seed, number))
+                    placed = redraw(settings.positions, rng, batch["positions"], batch["segments"])
+                    batch = batch | {"positions": placed}
+                batch = jax.device_put(batch, cut)
                 state, metrics = step(state, batch)
                 if last is not None:
                     bar.update(task, completed=number - 1, note=log.write(number - 1, last))

@@ -53,12 +53,14 @@ class Context(NamedTuple):
     `segments` says which document each token belongs to; rows packed with several documents need
     it, and 0 marks padding. `starts` is the same fact as a recurrence wants it: true on the first
     token of a document, also when that token is the first of a piece. Both are None when each row
-    is one document.
+    is one document. `lengths` is how long the text of each token will have become at its end, for
+    position schemes that depend on it; None: no longer than a training's.
     """
 
     positions: Int[Array, "B T"]
     segments: Int[Array, "B T"] | None = None
     starts: Bool[Array, "B T"] | None = None
+    lengths: Int[Array, "B T"] | None = None
 
     @classmethod
     def of(
@@ -66,17 +68,18 @@ class Context(NamedTuple):
         positions: Int[Array, "B T"],
         segments: Int[Array, "B T"] | None = None,
         before: Int[Array, " B"] | None = None,
+        lengths: Int[Array, "B T"] | None = None,
     ) -> "Context":
         """The context of a piece of text whose preceding token lay in segment `before`.
 
         Without `before` the piece is the beginning: its first token starts a document.
         """
         if segments is None:
-            return cls(positions)
+            return cls(positions, lengths=lengths)
         if before is None:
             before = jnp.full(segments.shape[:1], -1, segments.dtype)
         previous = jnp.concatenate([before[:, None], segments[:, :-1]], axis=1)
-        return cls(positions, segments, segments != previous)
+        return cls(positions, segments, segments != previous, lengths)
 
 
 @runtime_checkable

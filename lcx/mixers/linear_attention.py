@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from lcx.dense import head_width, linear, merge_heads, residual, split_heads
 from lcx.ops.feature_maps import FEATURE_MAPS, FeatureMap, features
 from lcx.ops.linear_attention import linear_attention
-from lcx.positions import NoPE, PositionScheme
+from lcx.positions import NoPE, PositionScheme, RoPE, only_marks
 from lcx.types import Context, Dims, Params, State
 
 
@@ -32,13 +32,25 @@ class LinearAttention:
         return features(self.feature_map, width), width
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
-        self.position.check(self._widths(dims)[0])
+        self._check_position(self._widths(dims)[0])
         return nnx.Dict(
             q=linear(dims, dims.model, dims.model, ("embed", "heads"), rngs),
             k=linear(dims, dims.model, dims.model, ("embed", "heads"), rngs),
             v=linear(dims, dims.model, dims.model, ("embed", "heads"), rngs),
             out=residual(dims, dims.model, ("heads", "embed"), rngs),
         )
+
+    def _check_position(self, width: int) -> None:
+        only_marks("LinearAttention", self.position)
+        self.position.check(width)
+        if isinstance(self.position, RoPE):
+            magnitude = self.position.frequencies(int(self.position.fraction * width), 2**30)[1]
+            if magnitude != 1:
+                raise ValueError(
+                    f"LinearAttention: {type(self.position.scaling).__name__} multiplies queries "
+                    "and keys, and so the whole output, since the normaliser is not rotated; give "
+                    "it an attention_factor of 1.0, or take another scaling"
+                )
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         keys, values = self._widths(dims)
@@ -59,7 +71,7 @@ class LinearAttention:
         before = state or {"sum": None, "normaliser": None}
         one = jnp.ones_like(v[..., :1])
         z, normaliser = linear_attention(q, k, one, starts=ctx.starts, state=before["normaliser"])
-        q, k = self.position(q, k, ctx.positions)
+        q, k = self.position(q, k, ctx)
         o, total = linear_attention(q, k, v, starts=ctx.starts, state=before["sum"])
         y = params.out(merge_heads(o / (z + 1e-6)))
         return y, state and {"sum": total, "normaliser": normaliser}

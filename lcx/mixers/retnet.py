@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from lcx.dense import head_width, linear, merge_heads, residual, split_heads
 from lcx.layers import rms_normalise
 from lcx.ops.linear_attention import linear_attention
-from lcx.positions import PositionScheme, RoPE
+from lcx.positions import PositionScheme, RoPE, only_marks
 from lcx.types import Context, Dims, Params, State
 
 
@@ -29,6 +29,7 @@ class RetNet:
     position: PositionScheme = RoPE()
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        only_marks("RetNet", self.position)
         self.position.check(head_width("RetNet", dims, self.heads))
         if self.expand < 1:
             raise ValueError(f"RetNet: expand must be at least 1, not {self.expand}")
@@ -52,7 +53,7 @@ class RetNet:
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> tuple[Float[Array, "B T D"], State | None]:
         q, k, v = (split_heads(params[n](x), self.heads) for n in "qkv")
-        q, k = self.position(q, k, ctx.positions)
+        q, k = self.position(q, k, ctx)
         log_decay = np.log1p(-(2.0 ** (-5 - np.arange(self.heads)))).astype(np.float32)
         o, S = linear_attention(
             q * q.shape[-1] ** -0.5,

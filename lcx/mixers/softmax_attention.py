@@ -45,7 +45,7 @@ class SoftmaxAttention:
             raise ValueError(
                 f"SoftmaxAttention: {self.groups} kv_heads do not divide {self.heads} heads"
             )
-        self.sparsity.check(self.heads, self.groups)
+        self.sparsity.check(self.heads, self.groups, self.position)
         params = nnx.Dict(
             q=linear(dims, dims.model, dims.model, ("embed", "heads"), rngs),
             k=linear(dims, dims.model, self.groups * width, ("embed", "kv_heads"), rngs),

@@ -7,13 +7,29 @@ attention over several sets of keys into one softmax (`merge`), and what a learn
 term of the denominator needs.
 """
 
-from typing import Literal
+import math
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-from lcx.ops.blockwise import HIDDEN, Offset, Scoring, Segments, blockwise
+from lcx.ops.blockwise import HIDDEN, Offset, Positions, Scoring, Segments, blockwise
+
+
+class Bias(NamedTuple):
+    """What distance takes from the scores: score - slope * (position of query - of key).
+
+    ALiBi (Press et al. 2022). Positions are integers, so that the bias is exact to fp32 however
+    far both lie from 0, and is made tile by tile.
+    """
+
+    slopes: tuple[float, ...]
+    """Of each query head."""
+    positions: Positions
+    """Of the queries and of the keys."""
+
 
 
 def attention(
@@ -26,6 +42,8 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     segments: Segments | None = None,
+    bias: Bias | None = None,
+    decay: Float[np.ndarray, " K"] | None = None,
     implementation: Literal["reference", "blockwise"] | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
     """Causal attention of T queries to S keys: the output in q's dtype, and lse in fp32.
@@ -42,6 +60,9 @@ def attention(
         scale: factor of the scores; K ** -0.5 by default.
         softcap: a bound on the scaled scores, softcap * tanh(score / softcap) (Gemma 2).
         segments: the document of each query and of each key; a query sees its own document only.
+        bias: added to the scores, after scale and cap.
+        decay: log-decays, of each feature's product by each token between query and key, counted
+            by their indices: q_t . (exp(decay) ** (offset + t - s) * k_s) (xPos). At most 0.
         implementation: "reference" (T x S memory) or "blockwise"; None is "blockwise".
 
     A query that sees no key gives 0 and lse = HIDDEN (-1e30, finite), and has gradient 0.
@@ -66,17 +87,62 @@ def attention(
     if segments is not None and (segments[0].shape, segments[1].shape) != ((B, T), (B, S)):
         got = f"{segments[0].shape} and {segments[1].shape}"
         raise ValueError(f"segments must be of shapes {(B, T)} and {(B, S)}, not {got}")
+    if bias is not None:
+        shapes = tuple(p.shape for p in bias.positions)
+        if len(bias.slopes) != H or shapes != ((B, T), (B, S)):
+            raise ValueError(
+                f"bias must have {H} slopes and positions of shapes {(B, T)} and {(B, S)}, not "
+                f"{len(bias.slopes)} and {shapes[0]} and {shapes[1]}"
+            )
     if implementation not in (None, "reference", "blockwise"):
         raise ValueError(f"implementation {implementation!r}: use 'reference' or 'blockwise'")
 
     form = _reference if implementation == "reference" else blockwise
-    scoring = Scoring(K**-0.5 if scale is None else scale, window, softcap)
-    o, lse = form(q.reshape(B, T, G, H // G, K), k, v, offset, scoring, segments)
+    slopes, positions = (None, None) if bias is None else bias
+    scoring = Scoring(K**-0.5 if scale is None else scale, window, softcap, slopes)
+    if decay is not None:
+        q, k = _decayed(q, k, offset, decay)
+    o, lse = form(q.reshape(B, T, G, H // G, K), k, v, offset, scoring, segments, positions)
     return o.reshape(B, T, H, -1).astype(q.dtype), lse.reshape(B, T, H)
 
 
 def _shapes(q: Array, k: Array, v: Array) -> str:
     return f"q is {q.shape}, k is {k.shape}, v is {v.shape}"
+
+
+def _decayed(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B S G K"],
+    offset: Offset,
+    decay: Float[np.ndarray, " K"],
+) -> tuple[Float[Array, "B T H K"], Float[Array, "B S G K"]]:
+    """q and k whose products decay with the distance.
+
+    Both are scaled by what lies between them and the middle of the queries: from the start of a
+    long text their exponents would leave fp32. Keys long before decay to 0, as they should.
+    """
+    reach = float(-np.min(decay)) * q.shape[1] / 2
+    if reach > _EXPONENT:
+        most = math.floor(_EXPONENT / reach * q.shape[1])
+        raise ValueError(
+            f"{q.shape[1]} queries at once, with a decay of e^{np.min(decay):.3g} a token: their "
+            f"products would leave fp32. At most {most} at once; stream longer texts in pieces"
+        )
+    if jnp.ndim(offset) != 0:
+        raise ValueError("decay counts tokens: the queries must be consecutive (a single offset)")
+    t = jnp.arange(q.shape[1]) - q.shape[1] // 2
+    s = jnp.arange(k.shape[1]) - q.shape[1] // 2 - offset
+    rates = jnp.asarray(decay, jnp.float32)
+    # of keys past the queries, which none of them sees, only that they are finite matters
+    grown = jnp.exp(rates * t[:, None])[:, None], jnp.exp(-rates * jnp.minimum(s, -t[0])[:, None])
+    return tuple(
+        (x.astype(jnp.float32) * g).astype(x.dtype)
+        for x, g in ((q, grown[0]), (k, grown[1][:, None]))
+    )
+
+
+_EXPONENT = 40.0
+"""Two factors of this power of e, and what they are factors of, stay finite in fp32."""
 
 
 def merge(
@@ -100,22 +166,34 @@ def attend_few(
     *,
     scale: float | None = None,
     softcap: float | None = None,
+    bias: Bias | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
     """Attention of each query to N keys of its own, or (U = 1) of its row: (o, lse).
 
-    For a small N: all T x N scores are made. `seen` says which of the N a query may see.
+    For a small N: all T x N scores are made. `seen` says which of the N a query may see; `bias`
+    has the positions of the N, in each row [B N].
     """
     B, T, H, K = q.shape
     G = k.shape[3]
-    scoring = Scoring(K**-0.5 if scale is None else scale, None, softcap)
+    slopes, positions = (None, None) if bias is None else bias
+    scoring = Scoring(K**-0.5 if scale is None else scale, None, softcap, slopes)
     grouped = q.reshape(B, T, G, H // G, K)
     own = "t" if k.shape[1] == T else "u"
     products = jnp.einsum(f"btgrk,b{own}ngk->btgrn", grouped, k, preferred_element_type=jnp.float32)
-    weights, lse = _softmax(scoring.scores(products), seen[:, :, None, None])
+    scores = scoring.scores(products)
+    if positions is not None:
+        scores += _by_group(scoring.bias(*positions), scores.shape)
+    weights, lse = _softmax(scores, seen[:, :, None, None])
     o = jnp.einsum(
         f"btgrn,b{own}ngv->btgrv", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
     return o.reshape(B, T, H, -1).astype(q.dtype), lse.reshape(B, T, H)
+
+
+def _by_group(
+    bias: Float[Array, "B H T S"], shape: tuple[int, ...]
+) -> Float[Array, "B T G R S"]:
+    return jnp.moveaxis(bias, 2, 1).reshape(shape)
 
 
 def _softmax(
@@ -134,6 +212,7 @@ def _reference(
     offset: Offset,
     scoring: Scoring,
     segments: Segments | None,
+    positions: Positions | None,
 ) -> tuple[Float[Array, "B T G R V"], Float[Array, "B T G R"]]:
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     query, key = jnp.asarray(offset), jnp.arange(k.shape[1])
@@ -143,5 +222,7 @@ def _reference(
     if segments is not None:
         seen &= segments[0][:, :, None] == segments[1][:, None, :]
     scores = scoring.scores(jnp.einsum("btgrk,bsgk->btgrs", q, k))
+    if positions is not None:
+        scores += _by_group(scoring.bias(*positions), scores.shape)
     weights, lse = _softmax(scores, seen[:, :, None, None])
     return jnp.einsum("btgrs,bsgv->btgrv", weights, v), lse

@@ -20,6 +20,7 @@ HIDDEN = -1e30  # the score of a key out of sight: finite, so that no difference
 BLIND = -HIDDEN  # within this file, the logsumexp of a query without keys: exp(score - it) is 0
 
 Segments = tuple[Int[Array, "B T"], Int[Array, "B S"]]
+Positions = tuple[Int[Array, "B T"], Int[Array, "B S"]]
 Index = int | Int[Array, ""]
 Offset = Index | Int[Array, "B T"]
 
@@ -30,6 +31,8 @@ class Scoring(NamedTuple):
     scale: float
     window: int | None
     softcap: float | None
+    slopes: tuple[float, ...] | None = None
+    """ALiBi: of each head, what a token of distance takes from its scores."""
 
     def scores(self, products: Float[Array, "..."]) -> Float[Array, "..."]:
         s = self.scale * products
@@ -38,6 +41,14 @@ class Scoring(NamedTuple):
     def slope(self, s: Float[Array, "..."]) -> Float[Array, "..."] | float:
         """The derivative of the scores, from the scores: of the cap only, without `scale`."""
         return 1.0 if self.softcap is None else 1 - jnp.square(s / self.softcap)
+
+    def bias(
+        self, query: Int[Array, "*B T"], key: Int[Array, "*B S"]
+    ) -> Float[Array, "*B H T S"]:
+        """ALiBi's part of the scores, from positions; the cap does not bound it."""
+        # of integers, whose difference is exact where that of products with a slope is not
+        distance = (query[..., None] - key[..., None, :]).astype(jnp.float32)
+        return -jnp.array(self.slopes, jnp.float32)[:, None, None] * distance[..., None, :, :]
 
     def visible(
         self, query: Int[Array, "... T 1"], key: Int[Array, "... 1 S"]
@@ -93,6 +104,13 @@ class _Plan(NamedTuple):
     tiling: Tiling
 
 
+class _Marks(NamedTuple):
+    """The documents and the positions of queries and of keys."""
+
+    segments: Any
+    positions: Any
+
+
 def blockwise(
     q: Float[Array, "B T G R K"],
     k: Float[Array, "B S G K"],
@@ -100,6 +118,7 @@ def blockwise(
     offset: Offset,
     scoring: Scoring,
     segments: Segments | None,
+    positions: Positions | None = None,
     tiling: Tiling | None = None,
 ) -> tuple[Float[Array, "B T G R V"], Float[Array, "B T G R"]]:
     """Output in q's dtype and logsumexp, as `lcx.ops.attention.attention` has them."""
@@ -113,39 +132,40 @@ def blockwise(
     else:
         own = offset
 
-    def row(q, k, v, segments, own):
+    def row(q, k, v, marks, own):
         first = traced if own is None else own
-        return _attend(_Plan(scoring, static, tiling), first, q, k, v, segments)
+        return _attend(_Plan(scoring, static, tiling), first, q, k, v, marks)
 
+    rows = q, k, v, _Marks(segments, positions), own
     if tiling.rows == B:
-        o, lse = jax.vmap(row)(q, k, v, segments, own)
+        o, lse = jax.vmap(row)(*rows)
     else:
-        o, lse = lax.map(lambda x: row(*x), (q, k, v, segments, own), batch_size=tiling.rows)
+        o, lse = lax.map(lambda x: row(*x), rows, batch_size=tiling.rows)
     lse = jnp.moveaxis(lse, -1, 1)
     return o, jnp.where(lse == BLIND, HIDDEN, lse)
 
 
-# What follows sees one row of the batch: q is [T G R K], k [S G K], v [S G V], segments [T], [S].
+# What follows sees one row of the batch: q is [T G R K], k [S G K], v [S G V], marks [T] and [S].
 # The R query heads of a KV head become rows of its tiles, so that fewer KV heads mean larger
 # matmuls and no key is repeated: a tile of scores is [G, R * queries, keys].
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: _Plan, first: Any, q: Array, k: Array, v: Array, segments: Any) -> Any:
-    return _forward(plan, first, q, k, v, segments)
+def _attend(plan: _Plan, first: Any, q: Array, k: Array, v: Array, marks: Any) -> Any:
+    return _forward(plan, first, q, k, v, marks)
 
 
-def _attend_fwd(plan: _Plan, first: Any, q: Array, k: Array, v: Array, segments: Any) -> Any:
-    o, lse = _forward(plan, first, q, k, v, segments)
-    return (o, lse), (first, q, k, v, segments, o, lse)
+def _attend_fwd(plan: _Plan, first: Any, q: Array, k: Array, v: Array, marks: Any) -> Any:
+    o, lse = _forward(plan, first, q, k, v, marks)
+    return (o, lse), (first, q, k, v, marks, o, lse)
 
 
 def _forward(
-    plan: _Plan, first: Any, q: Array, k: Array, v: Array, segments: Any
+    plan: _Plan, first: Any, q: Array, k: Array, v: Array, marks: Any
 ) -> tuple[Float[Array, "T G R V"], Float[Array, "G R T"]]:
     """Output in q's dtype, and the logsumexp of each query's scores (BLIND if it sees none)."""
     (T, G, R, _), V = q.shape, v.shape[-1]
-    tiles = _Tiles(plan, first, segments, q.shape, k.shape)
+    tiles = _Tiles(plan, first, marks, q.shape, k.shape)
     q = tiles.pad(q)
 
     def queries(t: Index, out: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -154,6 +174,8 @@ def _forward(
         def keys(masked: bool, j: Index, carry: tuple[Array, ...]) -> tuple[Array, ...]:
             top, total, acc = carry
             s = plan.scoring.scores(_matmul("gqk,gsk->gqs", qt, tiles.keys(k, j)))
+            if plan.scoring.slopes is not None:
+                s += tiles.bias(t, j)
             if masked:
                 s = jnp.where(tiles.mask(t, j), s, HIDDEN)
             new_top = jnp.maximum(top, s.max(-1))
@@ -180,10 +202,10 @@ def _forward(
 
 
 def _attend_bwd(plan: _Plan, saved: Any, cotangents: tuple[Array, Array]) -> Any:
-    first, q, k, v, segments, o, lse = saved
+    first, q, k, v, marks, o, lse = saved
     do, dlse = cotangents
     (T, G, _, K), S = q.shape, k.shape[0]
-    tiles = _Tiles(plan, first, segments, q.shape, k.shape)
+    tiles = _Tiles(plan, first, marks, q.shape, k.shape)
     # The logsumexp's gradient by a score is its weight p, so it only shifts p (dp - delta).
     delta = jnp.einsum("tgrv,tgrv->grt", o, do, preferred_element_type=jnp.float32) - dlse
     # Queries of padding have do = delta = 0, so they add nothing to dk and dv.
@@ -200,6 +222,8 @@ def _attend_bwd(plan: _Plan, saved: Any, cotangents: tuple[Array, Array]) -> Any
             kj, vj = tiles.keys(k, j), tiles.keys(v, j)
             s = plan.scoring.scores(_matmul("gsk,gqk->gsq", kj, qt))
             slope = plan.scoring.slope(s)
+            if plan.scoring.slopes is not None:
+                s += tiles.bias(t, j).mT
             if masked:
                 s = jnp.where(tiles.mask(t, j).mT, s, HIDDEN)
             p = jnp.exp(s - lse_t)
@@ -233,8 +257,9 @@ class _Tiles:
     of keys is moved back to end with them, and those it shares with the one before are masked.
     """
 
-    def __init__(self, plan: _Plan, first: Any, segments: Any, q_shape: Any, k_shape: Any):
-        self.tiling, self.scoring, self.segments = plan.tiling, plan.scoring, segments
+    def __init__(self, plan: _Plan, first: Any, marks: _Marks, q_shape: Any, k_shape: Any):
+        self.tiling, self.scoring = plan.tiling, plan.scoring
+        self.segments, self.positions = marks
         self.first = first if plan.offset is None else plan.offset
         """The index of the first query among the keys; an array [T]: of each."""
         self.T, self.G, self.R, _ = q_shape
@@ -285,6 +310,14 @@ class _Tiles:
             ours = _take(self.pad(ours), t, size[0])
             seen &= ours[:, None] == _take(theirs, self.start(j), size[1])[None]
         return jnp.tile(seen, (self.R, 1))
+
+    def bias(self, t: Index, j: Index) -> Float[Array, "G Q s"]:
+        ours, theirs = self.positions
+        # padding stands where the last query does: at no distance that would raise a score
+        ours = jnp.pad(ours, (0, -self.T % self.tiling.queries), mode="edge")
+        query = _take(ours, t, self.tiling.queries)
+        bias = self.scoring.bias(query, _take(theirs, self.start(j), self.tiling.keys))
+        return bias.reshape(self.G, -1, bias.shape[-1])
 
     def for_queries(self, body: Callable[[Index, Any], Any], carry: Any) -> Any:
         size = self.tiling.queries

@@ -10,28 +10,29 @@ from jaxtyping import Array, Float, Int
 
 
 def angles(
-    positions: Int[Array, "B T"], inv_freq: Float[np.ndarray, " P"]
+    positions: Int[Array, "B T"], inv_freq: Float[np.ndarray, " P"] | Float[Array, "B T P"]
 ) -> Float[Array, "B T P"]:
-    """Angles positions * inv_freq in radians; `inv_freq` is float64.
+    """Angles positions * inv_freq in radians; `inv_freq` is float64, or fp32 of each token's own.
 
     Reduced to [-pi, pi], and at most 2 pi * position / 2^32 beyond.
 
     The product in fp32 would be off by 4e-3 radians at position 65,536 and 6e-2 at a million. So
     the phase is counted in turns, as a fixed-point number of 32 bits whose integer product with
     the position wraps around just as a phase does; what 32 bits leave out of the frequency is
-    added in fp32. The error stays below 1e-6 for every int32 position.
+    added in fp32. The error stays below 1e-6 for every int32 position, of the frequency as given.
     """
-    turns = np.asarray(inv_freq, np.float64) / (2 * np.pi) * 2.0**32
-    whole = np.floor(turns)
-    phase = positions[..., None].astype(jnp.uint32) * jnp.asarray(whole % 2.0**32, jnp.uint32)
-    rest = positions[..., None].astype(jnp.float32) * jnp.asarray(turns - whole, jnp.float32)
+    module = np if isinstance(inv_freq, np.ndarray) else jnp
+    turns = inv_freq * (2.0**32 / (2 * np.pi))
+    whole = module.floor(turns)
+    phase = positions[..., None].astype(jnp.uint32) * (whole % 2.0**32).astype(jnp.uint32)
+    rest = positions[..., None].astype(jnp.float32) * (turns - whole).astype(jnp.float32)
     return (phase.astype(jnp.int32).astype(jnp.float32) + rest) * (2 * np.pi * 2.0**-32)
 
 
 def rotate(
     x: Float[Array, "B T H K"],
     angle: Float[Array, "B T P"],
-    magnitude: float = 1.0,
+    magnitude: Float[Array, "B T 1"] | float = 1.0,
     interleaved: bool = False,
 ) -> Float[Array, "B T H K"]:
     """Rotate the first 2P of K features pairwise by `angle`, and scale them by `magnitude`.
@@ -41,8 +42,8 @@ def rotate(
     equation 34.
     """
     pairs = angle.shape[-1]
-    cos = magnitude * jnp.cos(angle)[:, :, None]
-    sin = magnitude * jnp.sin(angle)[:, :, None]
+    cos = (magnitude * jnp.cos(angle))[:, :, None]
+    sin = (magnitude * jnp.sin(angle))[:, :, None]
     turning, still = x[..., : 2 * pairs], x[..., 2 * pairs :]
     if interleaved:
         turning = jnp.concatenate([turning[..., 0::2], turning[..., 1::2]], axis=-1)

@@ -1,32 +1,18 @@
-"""Rotary position embedding, and its absence."""
+"""Rotary position embedding."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float
 
 from lcx.ops import rotary
-from lcx.positions.scaling import Scaling, base_inv_freq
-
-
-@runtime_checkable
-class PositionScheme(Protocol):
-    """Marks queries and keys with their positions before they meet."""
-
-    def check(self, width: int) -> None:
-        """Raise ValueError where heads of `width` features cannot carry this scheme."""
-        ...
-
-    def __call__(
-        self,
-        q: Float[Array, "B T H K"],
-        k: Float[Array, "B T G K"],
-        positions: Int[Array, "B T"],
-    ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"]]: ...
+from lcx.positions.protocol import PositionScheme
+from lcx.positions.scaling import Length, Scaling, base_inv_freq
+from lcx.types import Context
 
 
 @dataclass(frozen=True)
-class RoPE:
+class RoPE(PositionScheme):
     """Rotary embedding: rotates feature pairs by position * theta^(-2i/K), optionally scaled.
 
     Su et al. 2021, equation 34.
@@ -50,34 +36,25 @@ class RoPE:
         if turning < 2 or turning % 2:
             part = "" if self.fraction == 1 else f", of which {self.fraction} is {turning},"
             raise ValueError(f"RoPE rotates pairs of features: heads of {width}{part} are odd")
+        self.frequencies(turning, 0)
+
+    def frequencies(
+        self, width: int, length: Length
+    ) -> tuple[Float[Array | np.ndarray, "*B P"], Float[Array, "B T 1"] | float]:
+        """How fast each pair of `width` turning features turns, and the magnitude.
+
+        `length` is that of the text, for a scaling that depends on it; see `Scaling`.
+        """
+        if self.scaling is None:
+            return base_inv_freq(self.theta, width), 1.0
+        return self.scaling.inv_freq(self.theta, width, length), self.scaling.magnitude(length)
 
     def __call__(
-        self,
-        q: Float[Array, "B T H K"],
-        k: Float[Array, "B T G K"],
-        positions: Int[Array, "B T"],
+        self, q: Float[Array, "B T H K"], k: Float[Array, "B T G K"], ctx: Context
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"]]:
         turning = int(self.fraction * q.shape[-1])
-        if self.scaling is None:
-            inv_freq, magnitude = base_inv_freq(self.theta, turning), 1.0
-        else:
-            inv_freq, magnitude = self.scaling.inv_freq(self.theta, turning), self.scaling.magnitude
-        angle = rotary.angles(positions, inv_freq)
+        length = 0 if ctx.lengths is None else ctx.lengths
+        inv_freq, magnitude = self.frequencies(turning, length)
+        angle = rotary.angles(ctx.positions, inv_freq)
         q, k = (rotary.rotate(x, angle, magnitude, self.interleaved) for x in (q, k))
-        return q, k
-
-
-@dataclass(frozen=True)
-class NoPE:
-    """No position at all: only the causal mask tells the order (Kazemnejad et al. 2023)."""
-
-    def check(self, width: int) -> None:
-        pass
-
-    def __call__(
-        self,
-        q: Float[Array, "B T H K"],
-        k: Float[Array, "B T G K"],
-        positions: Int[Array, "B T"],
-    ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"]]:
         return q, k

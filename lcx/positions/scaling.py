@@ -1,28 +1,37 @@
 """Scalings of rotary frequencies: how a model reads on past the length of its training.
 
-Each changes how fast the pairs of features turn; some also scale queries and keys. All are computed
-in float64 when a model is traced. `factor` is the new length over the old, `original` the old one:
-that of the training, not one that was extended already.
+Each changes how fast the pairs of features turn; some also scale queries and keys. `factor` is the
+new length over the old, `original` the old one: that of the training, not one that was extended
+already. All are computed in float64 when a model is traced, but for what depends on the length of
+the text at hand (`lcx.positions.dynamic`).
 """
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, Int
+
+Length = int | Int[Array, "B T"]
+"""How long the text of each token will become; an int: of all. 0: no longer than in training."""
 
 
 @runtime_checkable
 class Scaling(Protocol):
     """Changes a rotary scheme's frequencies, so that a longer context fits."""
 
-    def inv_freq(self, theta: float, width: int) -> Float[np.ndarray, " P"]:
-        """The scaled frequencies of `width` rotated features, in radians a token, float64."""
+    def inv_freq(
+        self, theta: float, width: int, length: Length = 0
+    ) -> Float[Array | np.ndarray, "*B P"]:
+        """The scaled frequencies of `width` rotated features, in radians a token.
+
+        float64 [P]; or, where they depend on a length that is an array, fp32 [B T P]. Raises
+        ValueError where the scaling is made for another width.
+        """
         ...
 
-    @property
-    def magnitude(self) -> float:
+    def magnitude(self, length: Length = 0) -> Float[Array, "B T 1"] | float:
         """What rotated queries and keys are multiplied by; scores by its square."""
         ...
 
@@ -42,13 +51,15 @@ class Linear:
     """
 
     factor: float
-    magnitude = 1.0
 
     def __post_init__(self):
-        _check_factor(self)
+        check_factor(self)
 
-    def inv_freq(self, theta: float, width: int) -> Float[np.ndarray, " P"]:
+    def inv_freq(self, theta: float, width: int, length: Length = 0) -> Float[np.ndarray, " P"]:
         return base_inv_freq(theta, width) / self.factor
+
+    def magnitude(self, length: Length = 0) -> float:
+        return 1.0
 
 
 @dataclass(frozen=True)
@@ -60,14 +71,16 @@ class NTK:
     """
 
     factor: float
-    magnitude = 1.0
 
     def __post_init__(self):
-        _check_factor(self)
+        check_factor(self)
 
-    def inv_freq(self, theta: float, width: int) -> Float[np.ndarray, " P"]:
+    def inv_freq(self, theta: float, width: int, length: Length = 0) -> Float[np.ndarray, " P"]:
         slower = self.factor ** (-np.arange(0, width, 2, dtype=np.float64) / max(width - 2, 1))
         return base_inv_freq(theta, width) * slower
+
+    def magnitude(self, length: Length = 0) -> float:
+        return 1.0
 
 
 @dataclass(frozen=True)
@@ -90,40 +103,36 @@ class YaRN:
     """Round the ramp's ends outwards to whole pairs; GPT-OSS does not."""
 
     def __post_init__(self):
-        _check_factor(self)
-        if not 0 < self.beta_slow < self.beta_fast:
-            raise ValueError(
-                "YaRN: beta_slow must be positive and below beta_fast, "
-                f"not {self.beta_slow} and {self.beta_fast}"
-            )
-        if not self.original > 2 * math.pi * self.beta_slow:
-            raise ValueError(
-                f"YaRN: even the fastest pair turns less than {self.beta_slow} times in an "
-                f"original length of {self.original}"
-            )
+        check_factor(self)
+        check_yarn(self)
         if self.attention_factor is not None and not self.attention_factor > 0:
             raise ValueError(
                 f"YaRN: attention_factor must be positive, not {self.attention_factor}"
             )
 
-    @property
-    def magnitude(self) -> float:
+    def magnitude(self, length: Length = 0) -> float:
         default = 0.1 * math.log(self.factor) + 1
         return default if self.attention_factor is None else self.attention_factor
 
-    def inv_freq(self, theta: float, width: int) -> Float[np.ndarray, " P"]:
-        def pair_of(turns: float) -> float:
-            """The index of the pair that completes so many turns."""
-            return width * math.log(self.original / (2 * math.pi * turns)) / (2 * math.log(theta))
+    def inv_freq(self, theta: float, width: int, length: Length = 0) -> Float[np.ndarray, " P"]:
+        slowed = yarn_ramp(self, theta, width)
+        return base_inv_freq(theta, width) * (1 - slowed + slowed / self.factor)
 
-        low, high = pair_of(self.beta_fast), pair_of(self.beta_slow)
-        if self.truncate:
-            low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, width - 1)
-        if low == high:  # a step
-            high += 0.001
-        ramp = np.clip((np.arange(width // 2) - low) / (high - low), 0, 1)
-        return base_inv_freq(theta, width) * (1 - ramp + ramp / self.factor)
+
+def yarn_ramp(scaling: Any, theta: float, width: int) -> Float[np.ndarray, " P"]:
+    """How far each pair is interpolated: 0 for fast ones to 1 for slow ones."""
+
+    def pair_of(turns: float) -> float:
+        """The index of the pair that completes so many turns."""
+        return width * math.log(scaling.original / (2 * math.pi * turns)) / (2 * math.log(theta))
+
+    low, high = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    if low == high:  # a step
+        high += 0.001
+    return np.clip((np.arange(width // 2) - low) / (high - low), 0, 1)
 
 
 @dataclass(frozen=True)
@@ -136,26 +145,47 @@ class Llama3:
     """Pairs that complete fewer turns within `original` tokens are slowed by the factor."""
     high: float = 4.0
     """Pairs that complete more are kept."""
-    magnitude = 1.0
 
     def __post_init__(self):
-        _check_factor(self)
+        check_factor(self)
         if not 0 < self.low < self.high:
             raise ValueError(
                 f"Llama3: low must be positive and below high, not {self.low} and {self.high}"
             )
-        if self.original < 1:
-            raise ValueError(f"Llama3: original must be at least 1, not {self.original}")
+        check_original(self)
 
-    def inv_freq(self, theta: float, width: int) -> Float[np.ndarray, " P"]:
+    def inv_freq(self, theta: float, width: int, length: Length = 0) -> Float[np.ndarray, " P"]:
         base = base_inv_freq(theta, width)
         turns = self.original * base / (2 * math.pi)
         kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
         return base * (kept + (1 - kept) / self.factor)
 
+    def magnitude(self, length: Length = 0) -> float:
+        return 1.0
 
-def _check_factor(scaling: Linear | NTK | YaRN | Llama3) -> None:
+
+def check_factor(scaling: Any) -> None:
     if not 1 <= scaling.factor < math.inf:
         raise ValueError(
             f"{type(scaling).__name__} scaling by {scaling.factor}: the factor must be at least 1"
+        )
+
+
+def check_original(scaling: Any) -> None:
+    if scaling.original < 1:
+        name = type(scaling).__name__
+        raise ValueError(f"{name}: original must be at least 1, not {scaling.original}")
+
+
+def check_yarn(scaling: Any) -> None:
+    """What the two kinds of YaRN ask of their numbers."""
+    name, fast, slow = type(scaling).__name__, scaling.beta_fast, scaling.beta_slow
+    if not 0 < slow < fast:
+        raise ValueError(
+            f"{name}: beta_slow must be positive and below beta_fast, not {slow} and {fast}"
+        )
+    if not scaling.original > 2 * math.pi * slow:
+        raise ValueError(
+            f"{name}: even the fastest pair turns less than {slow} times in an original length of "
+            f"{scaling.original}"
         )

@@ -3,19 +3,21 @@
 from lcx.sparsity.fixed import Fixed
 from lcx.sparsity.full import Full
 from lcx.sparsity.protocol import Sparsity
+from lcx.sparsity.self_extend import SelfExtend
 from lcx.sparsity.shifted_groups import ShiftedGroups
 from lcx.sparsity.strided import Strided
 from lcx.sparsity.top_blocks import TopBlocks
 from lcx.sparsity.window import Window
 
 SPARSITIES: dict[str, type] = {
-    c.__name__: c for c in (Full, Window, Strided, Fixed, ShiftedGroups, TopBlocks)
+    c.__name__: c for c in (Full, Window, Strided, Fixed, ShiftedGroups, TopBlocks, SelfExtend)
 }
 
 __all__ = [
     "SPARSITIES",
     "Fixed",
     "Full",
+    "SelfExtend",
     "ShiftedGroups",
     "Sparsity",
     "Strided",

@@ -31,6 +31,7 @@ def empty(
     """The last block - 1 tokens, and room for `kept` tokens of each complete block."""
     blocks = max(1, capacity // block)
     state = cache(batch, block - 1, groups, width, dtype)
+    del state["positions"]
     store = jnp.zeros((batch, blocks, kept, groups, width), dtype)
     return state | {
         "rank": jnp.zeros(batch, jnp.int32),
@@ -65,7 +66,8 @@ def see(
     index = jnp.arange(length, dtype=jnp.int32) + state["length"]
     # An own block, and a document, are known by the index of their first token
     own, document = index - rank % block, index - rank
-    seen, tail = slide({n: state[n] for n in ("k", "v", "segments")}, k, v, own)
+    new = {"k": k, "v": v, "segments": own}
+    seen, tail = slide({n: state[n] for n in new}, new)
     near = attention(
         *(q, seen["k"], seen["v"]),
         offset=block - 1,

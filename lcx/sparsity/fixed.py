@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lcx.ops.attention import attention, merge
-from lcx.positions import PositionScheme
+from lcx.positions import PositionScheme, only_marks
 from lcx.sparsity import blocks
 from lcx.types import Context, State
 
@@ -31,8 +31,8 @@ class Fixed:
                 f"Fixed: summary must lie between 1 and block, not {self.summary} of {self.block}"
             )
 
-    def check(self, heads: int, groups: int) -> None:
-        pass
+    def check(self, heads: int, groups: int, position: PositionScheme) -> None:
+        only_marks("Fixed", position)
 
     def keys_seen(self, length: int) -> float:
         rank = np.arange(length)
@@ -51,7 +51,7 @@ class Fixed:
         softcap: float | None,
         state: State | None,
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
-        q, k = position(q, k, ctx.positions)
+        q, k = position(q, k, ctx)
         B, T, G, K = k.shape
         past = self.init_state(B, T, G, K, k.dtype) if state is None else state
         near, stored, after = blocks.see(q, k, v, ctx, self.block, softcap, past)

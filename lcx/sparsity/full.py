@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from lcx.ops.attention import attention
 from lcx.positions import PositionScheme
-from lcx.sparsity.past import append, cache, segments_of
+from lcx.sparsity.past import append, bias_of, cache, entries
 from lcx.types import Context, State
 
 
@@ -16,7 +16,7 @@ from lcx.types import Context, State
 class Full:
     """Every token sees the whole past. State: the keys (with positions) and values of all of it."""
 
-    def check(self, heads: int, groups: int) -> None:
+    def check(self, heads: int, groups: int, position: PositionScheme) -> None:
         pass
 
     def keys_seen(self, length: int) -> float:
@@ -35,16 +35,20 @@ class Full:
         softcap: float | None,
         state: State | None,
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
-        q, k = position(q, k, ctx.positions)
+        q, k = position(q, k, ctx)
+        new = entries(k, v, ctx)
         if state is None:
-            segments = None if ctx.segments is None else (ctx.segments, ctx.segments)
-            return *attention(q, k, v, softcap=softcap, segments=segments), None
-        own, offset = segments_of(ctx), state["length"]
-        state = append(state, k, v, own)
+            seen, offset = new, 0
+        else:
+            offset = state["length"]
+            seen = state = append(state, new)
+        one = state is None and ctx.segments is None
         o, lse = attention(
-            *(q, state["k"], state["v"]),
+            *(q, seen["k"], seen["v"]),
             offset=offset,
             softcap=softcap,
-            segments=(own, state["segments"]),
+            segments=None if one else (new["segments"], seen["segments"]),
+            bias=bias_of(position, q.shape[2], ctx.positions, seen["positions"]),
+            decay=position.decay(q.shape[3]),
         )
         return o, lse, state

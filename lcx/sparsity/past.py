@@ -6,36 +6,51 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from lcx.ops.attention import Bias
+from lcx.positions import PositionScheme
 from lcx.types import Context, State
 
 
 def cache(batch: int, slots: int, groups: int, width: int, dtype: Any) -> State:
-    """Room for the keys and values of `slots` tokens; an empty slot is in no document."""
+    """Room for `slots` tokens: keys, values, positions; an empty slot is in no document."""
     return {
         "k": jnp.zeros((batch, slots, groups, width), dtype),
         "v": jnp.zeros((batch, slots, groups, width), dtype),
+        "positions": jnp.zeros((batch, slots), jnp.int32),
         "segments": jnp.full((batch, slots), -1, jnp.int32),
     }
 
 
-def append(state: State, k: Array, v: Array, segments: Array) -> State:
-    """A growing cache, its `length` tokens followed by a piece.
+def entries(k: Array, v: Array, ctx: Context) -> dict[str, Array]:
+    """What a cache keeps of a piece."""
+    return {"k": k, "v": v, "positions": ctx.positions, "segments": segments_of(ctx)}
+
+
+def append(state: State, new: dict[str, Array]) -> State:
+    """A growing cache, its `length` tokens followed by the entries of a piece.
 
     Raises ValueError for a piece that no cache of this size could hold.
     """
-    slots = state["k"].shape[1]
-    if k.shape[1] > slots:
-        raise ValueError(f"a piece of {k.shape[1]} tokens exceeds the state's {slots}")
+    length, slots = new["k"].shape[1], state["k"].shape[1]
+    if length > slots:
+        raise ValueError(f"a piece of {length} tokens exceeds the state's {slots}")
     put, at = jax.lax.dynamic_update_slice_in_dim, state["length"]
-    new = {"k": k, "v": v, "segments": segments}
-    return {n: put(state[n], new[n], at, axis=1) for n in new} | {"length": at + k.shape[1]}
+    return {n: put(state[n], new[n], at, axis=1) for n in new} | {"length": at + length}
 
 
-def slide(state: State, k: Array, v: Array, segments: Array) -> tuple[State, State]:
+def slide(state: State, new: dict[str, Array]) -> tuple[State, State]:
     """The last tokens followed by a piece, to be seen; and the last of those, to be kept."""
-    new, slots = {"k": k, "v": v, "segments": segments}, state["k"].shape[1]
+    slots = state["k"].shape[1]
     seen = {n: jnp.concatenate([state[n], new[n]], axis=1) for n in new}
     return seen, {n: a[:, a.shape[1] - slots :] for n, a in seen.items()}
+
+
+def bias_of(
+    position: PositionScheme, heads: int, query: Int[Array, "B T"], key: Int[Array, "B S"]
+) -> Bias | None:
+    """What a scheme takes from the scores of queries and keys at these positions."""
+    slopes = position.slopes(heads)
+    return None if slopes is None else Bias(slopes, (query, key))
 
 
 def segments_of(ctx: Context) -> Int[Array, "B T"]:

@@ -16,8 +16,8 @@ class Sparsity(Protocol):
     and keeps the state. So one set of weights runs under every sparsity.
     """
 
-    def check(self, heads: int, groups: int) -> None:
-        """Raise ValueError where these numbers of heads and KV heads do not fit."""
+    def check(self, heads: int, groups: int, position: PositionScheme) -> None:
+        """Raise ValueError where these heads and KV heads, or this scheme, do not fit."""
         ...
 
     def keys_seen(self, length: int) -> float:
@@ -43,8 +43,8 @@ class Sparsity(Protocol):
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
         """The output, the logsumexp (fp32) of each query's scores, and the state after.
 
-        q and k come without positions: the sparsity calls `position(q, k, ctx.positions)`, or
-        counts positions of its own. `softcap` goes to the op. What a query sees lies in its own
+        q and k come without positions: the sparsity calls `position(q, k, ctx)`, or with
+        positions of its own, and gives the op the scheme's slopes and decays. `softcap` goes to the op. What a query sees lies in its own
         document (`ctx.segments`, `ctx.starts`), and a query that sees no key has o = 0 and
         lse = HIDDEN, as in `lcx.ops.attention`. None in means None out.
         """

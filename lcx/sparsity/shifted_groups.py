@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from lcx.ops.attention import attention
 from lcx.positions import PositionScheme
-from lcx.sparsity.past import cache, ranks, slide
+from lcx.sparsity.past import bias_of, cache, entries, ranks, slide
 from lcx.types import Context, State
 
 
@@ -29,7 +29,7 @@ class ShiftedGroups:
         if self.group < 2 or self.group % 2:
             raise ValueError(f"ShiftedGroups: group must be even, not {self.group}")
 
-    def check(self, heads: int, groups: int) -> None:
+    def check(self, heads: int, groups: int, position: PositionScheme) -> None:
         if heads % 2 or (groups % 2 and groups > 1):
             raise ValueError(
                 f"ShiftedGroups splits heads in halves: {heads} heads and {groups} kv_heads must "
@@ -62,15 +62,21 @@ class ShiftedGroups:
         # A group is known by the index of its first token, which no other group has.
         shifted = jnp.minimum((rank + self.group // 2) % self.group, rank)
         own = index[:, None] - jnp.stack([rank % self.group, shifted], axis=-1)
-        q, k = position(q, k, ctx.positions)
-        seen, after = {"k": k, "v": v, "segments": own}, None
+        q, k = position(q, k, ctx)
+        seen, after = entries(k, v, ctx) | {"segments": own}, None
         if state is not None:
-            seen, after = slide(state, k, v, own)
+            seen, after = slide({n: state[n] for n in seen}, seen)
             after |= {"rank": rank[:, -1] + 1, "length": state["length"] + q.shape[1]}
+
+        bias = bias_of(position, q.shape[2], ctx.positions, seen["positions"])
 
         def half(x, i):
             heads = x.shape[2] // 2
             return x if heads == 0 else x[:, :, i * heads : (i + 1) * heads]
+
+        def half_of_bias(i):
+            heads = q.shape[2] // 2
+            return bias and bias._replace(slopes=bias.slopes[i * heads : (i + 1) * heads])
 
         halves = [
             attention(
@@ -79,6 +85,8 @@ class ShiftedGroups:
                 window=self.group,
                 softcap=softcap,
                 segments=(own[..., i], seen["segments"][..., i]),
+                bias=half_of_bias(i),
+                decay=position.decay(q.shape[3]),
             )
             for i in range(2)
         ]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from lcx.ops.attention import attention, merge
 from lcx.positions import PositionScheme
-from lcx.sparsity.past import append, cache, segments_of
+from lcx.sparsity.past import append, bias_of, cache, entries
 from lcx.types import Context, State
 
 
@@ -28,8 +28,12 @@ class Strided:
         if self.stride < 1:
             raise ValueError(f"Strided: stride must be at least 1, not {self.stride}")
 
-    def check(self, heads: int, groups: int) -> None:
-        pass
+    def check(self, heads: int, groups: int, position: PositionScheme) -> None:
+        if position.decay(2) is not None:
+            raise ValueError(
+                f"Strided: {type(position).__name__} decays with the tokens between, but the "
+                "columns skip most of them"
+            )
 
     def keys_seen(self, length: int) -> float:
         rank = np.arange(length)
@@ -49,19 +53,21 @@ class Strided:
         softcap: float | None,
         state: State | None,
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
-        length, own = q.shape[1], segments_of(ctx)
-        q, k = position(q, k, ctx.positions)
+        length = q.shape[1]
+        q, k = position(q, k, ctx)
+        new = entries(k, v, ctx)
         if state is None:
-            offset, seen = 0, {"k": k, "v": v, "segments": own}
+            offset, seen = 0, new
         else:
             offset = state["length"]
-            seen = state = append(state, k, v, own)
+            seen = state = append(state, new)
         near = attention(
             *(q, seen["k"], seen["v"]),
             offset=offset,
             window=self.stride,
             softcap=softcap,
-            segments=(own, seen["segments"]),
+            segments=(new["segments"], seen["segments"]),
+            bias=bias_of(position, q.shape[2], new["positions"], seen["positions"]),
         )
 
         # Time as a grid of `stride` columns: a query sees the rows above it in its column.
@@ -81,12 +87,14 @@ class Strided:
             return jax.lax.dynamic_slice_in_dim(x, column, length, axis=1)
 
         deep = -(-seen["k"].shape[1] // self.stride)
-        above = {name: grid(seen[name], deep, 0) for name in ("k", "v", "segments")}
+        above = {name: grid(seen[name], deep, 0) for name in new}
+        below = {name: grid(new[name], rows, column) for name in ("segments", "positions")}
         far = attention(
             *(grid(q, rows, column), above["k"], above["v"]),
             offset=row - 1,
             softcap=softcap,
-            segments=(grid(own, rows, column), above["segments"]),
+            segments=(below["segments"], above["segments"]),
+            bias=bias_of(position, q.shape[2], below["positions"], above["positions"]),
         )
         o, lse = merge(near, (flat(far[0]), flat(far[1])))
         return o, lse, state

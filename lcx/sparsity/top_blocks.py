@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from lcx.ops.attention import merge
 from lcx.ops.block_attention import block_attention
-from lcx.positions import PositionScheme
+from lcx.positions import PositionScheme, only_marks
 from lcx.sparsity import blocks
 from lcx.types import Context, State
 
@@ -29,8 +29,8 @@ class TopBlocks:
         if self.block < 1 or self.top < 1:
             raise ValueError(f"TopBlocks: block {self.block} and top {self.top} must be at least 1")
 
-    def check(self, heads: int, groups: int) -> None:
-        pass
+    def check(self, heads: int, groups: int, position: PositionScheme) -> None:
+        only_marks("TopBlocks", position)
 
     def keys_seen(self, length: int) -> float:
         """A mean key, which is looked at and not read, counts as half a key."""
@@ -52,7 +52,7 @@ class TopBlocks:
         softcap: float | None,
         state: State | None,
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
-        q, k = position(q, k, ctx.positions)
+        q, k = position(q, k, ctx)
         B, T, G, K = k.shape
         past = self.init_state(B, T, G, K, k.dtype) if state is None else state
         near, stored, after = blocks.see(q, k, v, ctx, self.block, softcap, past)

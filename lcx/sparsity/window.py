@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from lcx.ops.attention import attend_few, attention, merge
 from lcx.positions import PositionScheme
-from lcx.sparsity.past import cache, ranks, segments_of, slide
+from lcx.sparsity.past import bias_of, cache, entries, ranks, slide
 from lcx.types import Context, State
 
 Attended = tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]
@@ -36,8 +36,12 @@ class Window:
         if self.sinks < 0:
             raise ValueError(f"Window: sinks cannot be negative, not {self.sinks}")
 
-    def check(self, heads: int, groups: int) -> None:
-        pass
+    def check(self, heads: int, groups: int, position: PositionScheme) -> None:
+        if self.sinks and position.decay(2) is not None:
+            raise ValueError(
+                f"Window: {type(position).__name__} decays with the tokens between, but sinks are "
+                "read at positions within the cache"
+            )
 
     def keys_seen(self, length: int) -> float:
         count = np.arange(1, length + 1)
@@ -67,21 +71,23 @@ class Window:
         if self.sinks:
             sunk, sinks, rank = self._sinks(q, k, v, ctx, position, softcap, state)
             after = {"sinks": sinks, "rank": rank}
-        q, k = position(q, k, ctx.positions)
-        own = segments_of(ctx)
+        q, k = position(q, k, ctx)
+        new = entries(k, v, ctx)
         if state is None:
-            segments = None if ctx.segments is None else (own, own)
-            near = attention(q, k, v, window=self.size, softcap=softcap, segments=segments)
+            seen, offset = new, 0
         else:
-            seen, kept = slide(state, k, v, own)
-            after = kept | (after or {})
-            near = attention(
-                *(q, seen["k"], seen["v"]),
-                offset=state["k"].shape[1],
-                window=self.size,
-                softcap=softcap,
-                segments=(own, seen["segments"]),
-            )
+            seen, kept = slide({n: state[n] for n in new}, new)
+            after, offset = kept | (after or {}), state["k"].shape[1]
+        one = state is None and ctx.segments is None
+        near = attention(
+            *(q, seen["k"], seen["v"]),
+            offset=offset,
+            window=self.size,
+            softcap=softcap,
+            segments=None if one else (new["segments"], seen["segments"]),
+            bias=bias_of(position, q.shape[2], ctx.positions, seen["positions"]),
+            decay=position.decay(q.shape[3]),
+        )
         o, lse = near if sunk is None else merge(near, sunk)
         return o, lse, None if state is None else after
 
@@ -92,7 +98,8 @@ class Window:
         B, T, n = *q.shape[:2], self.sinks
         before = None if state is None else state["rank"]
         rank = ranks(ctx, before)
-        q, k = position(q, k, jnp.minimum(rank, n + self.size - 1))
+        within = jnp.minimum(rank, n + self.size - 1)
+        q, k = position(q, k, ctx._replace(positions=within))
         shape = (B, n, *k.shape[2:])
         old = {"k": jnp.zeros(shape, k.dtype), "v": jnp.zeros(shape, v.dtype)}
         old = old if state is None else state["sinks"]
@@ -118,7 +125,8 @@ class Window:
             each = {name: a[:, None] for name, a in last.items()}
         else:
             each = {name: take(name, at) for name in known}
-        o = attend_few(q, each["k"], each["v"], seen, softcap=softcap)
+        bias = bias_of(position, q.shape[2], within, jnp.broadcast_to(i, (B, n)))
+        o = attend_few(q, each["k"], each["v"], seen, softcap=softcap, bias=bias)
         held = (i <= rank[:, -1:])[..., None, None]
         kept = {name: jnp.where(held, a, 0) for name, a in last.items()}
         return o, kept, rank[:, -1] + 1

@@ -14,8 +14,30 @@ from flax import nnx
 from lcx import mixers
 from lcx.layers import CHANNELS
 from lcx.mixers import MIXERS, LinearAttention, Mamba2, RetNet, SoftmaxAttention
-from lcx.positions import NTK, POSITIONS, SCALINGS, Linear, Llama3, RoPE, YaRN
-from lcx.sparsity import SPARSITIES, Fixed, Full, ShiftedGroups, Strided, TopBlocks, Window
+from lcx.positions import (
+    NTK,
+    POSITIONS,
+    SCALINGS,
+    ALiBi,
+    DynamicNTK,
+    DynamicYaRN,
+    Linear,
+    Llama3,
+    LongRoPE,
+    RoPE,
+    XPos,
+    YaRN,
+)
+from lcx.sparsity import (
+    SPARSITIES,
+    Fixed,
+    Full,
+    SelfExtend,
+    ShiftedGroups,
+    Strided,
+    TopBlocks,
+    Window,
+)
 from lcx.types import Context, Dims, Half, Params, Policy
 
 WIDTH, ROWS, LENGTH = 32, 2, 150
@@ -31,6 +53,11 @@ SETTINGS: tuple[Half, ...] = (
     SoftmaxAttention(kv_heads=1, sparsity=ShiftedGroups(8)),
     SoftmaxAttention(kv_heads=2, sparsity=Fixed(8, summary=3)),
     SoftmaxAttention(kv_heads=2, sparsity=TopBlocks(8)),
+    SoftmaxAttention(kv_heads=2, sparsity=SelfExtend(8, group=4)),
+    SoftmaxAttention(kv_heads=2, position=ALiBi(), softcap=1.5),
+    SoftmaxAttention(kv_heads=1, position=ALiBi(), sparsity=Window(7, sinks=3)),
+    SoftmaxAttention(position=ALiBi(), sparsity=Strided(8)),
+    SoftmaxAttention(kv_heads=2, position=ALiBi(), sparsity=ShiftedGroups(8)),
     LinearAttention(heads=2, position=RoPE()),
     LinearAttention(feature_map="softmax"),
     LinearAttention(feature_map="taylor"),
@@ -42,6 +69,9 @@ EXAMPLES = {
     NTK: NTK(4.0),
     YaRN: YaRN(4.0, original=256),
     Llama3: Llama3(4.0, original=256),
+    DynamicNTK: DynamicNTK(original=64),
+    DynamicYaRN: DynamicYaRN(original=64),
+    LongRoPE: LongRoPE((1.0, 1.1) * 4, (2.0, 3.0) * 4, original=64, factor=4.0),
 }
 """Scalings that have no defaults."""
 
@@ -51,15 +81,15 @@ SCHEMES = (
     RoPE(fraction=0.5),
     RoPE(interleaved=True),
 )
-TURNED = RoPE(scaling=EXAMPLES[YaRN], fraction=0.5, interleaved=True)
+TURNED = RoPE(scaling=DynamicYaRN(original=64), fraction=0.5, interleaved=True)
 """All that RoPE can do; to a mixer, scalings differ in their numbers alone."""
 
 HALVES: tuple[Half, ...] = (
     *(cls() for cls in MIXERS.values()),
     *(cls() for cls in CHANNELS.values()),
     *SETTINGS,
-    *(SoftmaxAttention(sparsity=cls()) for cls in SPARSITIES.values() if cls is not Full),
-    *(SoftmaxAttention(position=cls()) for cls in POSITIONS.values() if cls is not RoPE),
+    *(SoftmaxAttention(sparsity=c()) for c in SPARSITIES.values() if c not in (Full, SelfExtend)),
+    *(SoftmaxAttention(position=cls()) for cls in POSITIONS.values() if cls not in (RoPE, ALiBi)),
     SoftmaxAttention(position=TURNED),
 )
 
@@ -87,7 +117,10 @@ def case(half: Half, compute: str = "float32", length: int = LENGTH, rows: int =
         )
 
     x = jax.random.normal(jax.random.key(1), (rows, length, WIDTH)).astype(compute)
-    return Case(params(), x, Context.of(*documents(rows, length)), dims)
+    positions, segments = documents(rows, length)
+    # of texts that are longer than they were in training, and not all the same
+    lengths = jnp.where(segments == 2, 40, 130 + 30 * segments)
+    return Case(params(), x, Context.of(positions, segments, lengths=lengths), dims)
 
 
 def documents(rows: int, length: int) -> tuple[jax.Array, jax.Array]:

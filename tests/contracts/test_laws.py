@@ -168,7 +168,10 @@ def test_segments_a_packed_document_is_as_if_alone(half):
             # the document at the start of a row of padding; the other row repeats it
             order = np.concatenate([where, np.setdiff1d(np.arange(LENGTH), where)])
             alone = jnp.tile(jnp.arange(LENGTH) < len(where), (2, 1)).astype(jnp.int32)
-            ctx = Context.of(c.packed.positions[row, order][None].repeat(2, 0), alone)
+            positions, lengths = (
+                a[row, order][None].repeat(2, 0) for a in (c.packed.positions, c.packed.lengths)
+            )
+            ctx = Context.of(positions, alone, lengths=lengths)
             x = jnp.stack([c.x[row, order]] * 2)
             result = whole(half)(c.params, x, ctx)
             assert_close(packed.y[row, where], result.y[0, : len(where)], close(half))

@@ -1,0 +1,116 @@
+"""What does each way of stretching a trained context cost, before and after a short fine-tune?
+
+One model with RoPE is trained on 320 bytes at a time of Python's standard library, which is a
+context of 256 and the 64 bytes that are asked for. Each scheme then stretches it by 4 (16 for
+`_16x`), as it is, and after 60 steps at 1,280. Beside it stand models that were trained short with
+another scheme from the start: ALiBi, xPos, no positions, learned vectors, a window, and positions
+drawn at random.
+
+    lcx compare experiments/extension.py
+
+Cost: COST. The numbers are in `LOG.md`.
+
+Expected, and measured: EXPECTED
+"""
+
+from dataclasses import replace
+
+from lcx.experiment import Experiment, Experiments, Train
+from lcx.mixers import SoftmaxAttention
+from lcx.model import LM, Block
+from lcx.optim import AdamW
+from lcx.positions import (
+    NTK,
+    ALiBi,
+    DynamicNTK,
+    DynamicYaRN,
+    Learned,
+    Linear,
+    Llama3,
+    LongRoPE,
+    NoPE,
+    PoSE,
+    PositionScheme,
+    Randomised,
+    RoPE,
+    Scaling,
+    XPos,
+    YaRN,
+)
+from lcx.protocols import SameTargets
+from lcx.sparsity import Full, SelfExtend, Sparsity, Window
+
+SHORT, LONG = 320, 1280
+CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096)
+TRAIN = Train(length=SHORT, batch=8, steps=1000, optimizer=AdamW(peak=2e-3, warmup=50))
+FINE_TUNE = Train(length=LONG, batch=2, steps=60, optimizer=AdamW(peak=5e-4, warmup=6))
+
+
+def lm(position: PositionScheme, sparsity: Sparsity = Full(), learned: Learned | None = None) -> LM:
+    """Four layers of width 128, with heads of 32 features: 16 rotary pairs."""
+    mixer = SoftmaxAttention(heads=4, position=position, sparsity=sparsity)
+    return LM(width=128, pattern=(Block(mixer),), repeats=4, positions=learned)
+
+
+def long_rope(factor: float) -> LongRoPE:
+    """Factors by hand in place of LongRoPE's search: pairs slow down evenly from 1 to the factor."""
+    long = tuple(round(factor ** (i / 15), 4) for i in range(16))
+    return LongRoPE(short=(1.0,) * 16, long=long, original=SHORT, factor=factor)
+
+
+def scalings(factor: float) -> dict[str, Scaling]:
+    """Every scaling by a fixed factor. Eight turns within 320 tokens are fast ones."""
+    return {
+        "interpolation": Linear(factor),
+        "ntk": NTK(factor),
+        "yarn": YaRN(factor, original=SHORT, beta_fast=8.0),
+        "llama3": Llama3(factor, original=SHORT),
+        "long_rope": long_rope(factor),
+    }
+
+
+def experiments() -> Experiments:
+    """The base, what it becomes as it is and fine-tuned, and the models of other schemes."""
+    base = Experiment(
+        lm(RoPE()), train=TRAIN, evaluation=SameTargets(contexts=CONTEXTS, documents=24)
+    )
+    zero_shot, tuned = replace(TRAIN, steps=0), FINE_TUNE
+
+    def stretched(model: LM, train: Train) -> Experiment:
+        return replace(base, model=model, train=train, init_from="rope")
+
+    def scaled(scaling: Scaling | None) -> LM:
+        return lm(RoPE(scaling=scaling))
+
+    dynamic = {
+        "dynamic_ntk": DynamicNTK(original=SHORT),
+        "dynamic_yarn": DynamicYaRN(original=SHORT, beta_fast=8.0),
+    }
+    variants = {"rope": base}
+    for name, scaling in (scalings(4.0) | dynamic).items():
+        variants[name] = stretched(scaled(scaling), zero_shot)
+    for name in ("interpolation", "ntk", "yarn"):
+        variants[f"{name}_16x"] = stretched(scaled(scalings(16.0)[name]), zero_shot)
+    variants["self_extend"] = stretched(lm(RoPE(), SelfExtend(128, group=16)), zero_shot)
+    variants["window_of_256"] = stretched(lm(RoPE(), Window(256)), zero_shot)
+    for name, scaling in ({"rope": None} | scalings(4.0) | dynamic).items():
+        variants[f"{name}_tuned"] = stretched(scaled(scaling), tuned)
+    skipping = replace(TRAIN, steps=60, optimizer=tuned.optimizer, positions=PoSE(longest=LONG))
+    variants["yarn_pose_tuned"] = stretched(scaled(scalings(4.0)["yarn"]), skipping)
+
+    variants["alibi"] = replace(base, model=lm(ALiBi()))
+    variants["xpos"] = replace(base, model=lm(XPos()))
+    variants["nope"] = replace(base, model=lm(NoPE()))
+    spread = replace(TRAIN, positions=Randomised(longest=4 * LONG))
+    variants["rope_randomised"] = replace(base, train=spread)
+    # a table is no longer than it was made: the vectors of 4,160 tokens lie between those of 320
+    variants["learned"] = replace(
+        base,
+        model=lm(NoPE(), learned=Learned(SHORT)),
+        evaluation=replace(base.evaluation, contexts=CONTEXTS[:3]),
+    )
+    between = lm(NoPE(), learned=Learned(SHORT, factor=13.0))
+    variants["learned_interpolated"] = replace(
+        base, model=between, train=zero_shot, init_from="learned"
+    )
+    return variants
