@@ -1,6 +1,8 @@
 """Norms and channel mixers."""
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +93,38 @@ class SwiGLU:
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> tuple[Float[Array, "B T D"], State | None]:
         return params.down(jax.nn.silu(params.gate(x)) * params.up(x)), state
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Two layers without biases: act(x W_up) W_down (Vaswani et al. 2017). No state."""
+
+    hidden: int | None = None
+    """F; None: four times the width."""
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+    """GPT-2's is gelu_tanh, Falcon's gelu."""
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        hidden = self.hidden or 4 * dims.model
+        return nnx.Dict(
+            up=linear(dims, dims.model, hidden, ("embed", "mlp"), rngs),
+            down=residual(dims, hidden, ("mlp", "embed"), rngs),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        return {}
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> tuple[Float[Array, "B T D"], State | None]:
+        return params.down(_ACTIVATIONS[self.activation](params.up(x))), state
+
+
+_ACTIVATIONS = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
 
 
 def token_shift(
@@ -197,5 +231,5 @@ class RWKV7ChannelMix:
         return params.value(jnp.square(jax.nn.relu(k))), state and {"last": x[:, -1]}
 
 
-CHANNELS: dict[str, type] = {c.__name__: c for c in (SwiGLU, RWKVChannelMix, RWKV7ChannelMix)}
+CHANNELS: dict[str, type] = {c.__name__: c for c in (SwiGLU, MLP, RWKVChannelMix, RWKV7ChannelMix)}
 NORMS: dict[str, type] = {c.__name__: c for c in (RMSNorm, LayerNorm)}

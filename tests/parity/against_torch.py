@@ -87,7 +87,8 @@ def loss_and_gradients(model: LM, params: Params, tokens: np.ndarray) -> tuple[f
     @jax.jit
     @jax.value_and_grad
     def loss(params, tokens):
-        x, _ = model.hidden(params, tokens[:, :-1])
+        lengths = jnp.full(tokens.shape[0], tokens.shape[1])  # torch reads the last token, too
+        x, _ = model.hidden(params, tokens[:, :-1], lengths=lengths)
         sums = loss_sums(model, params, x, tokens[:, 1:], jnp.ones(tokens[:, 1:].shape))
         return sums.nll / sums.tokens
 
