@@ -46,14 +46,19 @@ TRAIN = Train(length=SHORT, batch=8, steps=1000, optimizer=AdamW(peak=2e-3, warm
 FINE_TUNE = Train(length=LONG, batch=2, steps=60, optimizer=AdamW(peak=5e-4, warmup=6))
 
 
-def lm(position: PositionScheme, sparsity: Sparsity = Full(), learned: Learned | None = None) -> LM:
+WHOLE_PAST = Full()
+
+
+def lm(
+    position: PositionScheme, sparsity: Sparsity = WHOLE_PAST, learned: Learned | None = None
+) -> LM:
     """Four layers of width 128, with heads of 32 features: 16 rotary pairs."""
     mixer = SoftmaxAttention(heads=4, position=position, sparsity=sparsity)
     return LM(width=128, pattern=(Block(mixer),), repeats=4, positions=learned)
 
 
 def long_rope(factor: float) -> LongRoPE:
-    """Factors by hand in place of LongRoPE's search: pairs slow down evenly from 1 to the factor."""
+    """Factors by hand where LongRoPE searches: pairs slow down evenly from 1 to the factor."""
     long = tuple(round(factor ** (i / 15), 4) for i in range(16))
     return LongRoPE(short=(1.0,) * 16, long=long, original=SHORT, factor=factor)
 
@@ -71,9 +76,8 @@ def scalings(factor: float) -> dict[str, Scaling]:
 
 def experiments() -> Experiments:
     """The base, what it becomes as it is and fine-tuned, and the models of other schemes."""
-    base = Experiment(
-        lm(RoPE()), train=TRAIN, evaluation=SameTargets(contexts=CONTEXTS, documents=24)
-    )
+    asked = SameTargets(contexts=CONTEXTS, documents=24)
+    base = Experiment(lm(RoPE()), train=TRAIN, evaluation=asked)
     zero_shot, tuned = replace(TRAIN, steps=0), FINE_TUNE
 
     def stretched(model: LM, train: Train) -> Experiment:
@@ -107,7 +111,7 @@ def experiments() -> Experiments:
     variants["learned"] = replace(
         base,
         model=lm(NoPE(), learned=Learned(SHORT)),
-        evaluation=replace(base.evaluation, contexts=CONTEXTS[:3]),
+        evaluation=replace(asked, contexts=CONTEXTS[:3]),
     )
     between = lm(NoPE(), learned=Learned(SHORT, factor=13.0))
     variants["learned_interpolated"] = replace(

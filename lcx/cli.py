@@ -31,12 +31,13 @@ from lcx.experiment import (
 from lcx.layers import CHANNELS, NORMS
 from lcx.metrics import Evaluation, jsonable
 from lcx.mixers import MIXERS
-from lcx.positions import POSITIONS, SCALINGS
+from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, PositionScheme, Scaling
 from lcx.protocols import PROTOCOLS
 from lcx.report import print_costs, print_table, write_report
 from lcx.runs import Run, environment, write_json
 from lcx.sparsity import SPARSITIES
 from lcx.train import NonFiniteLossError, restore_params, train
+from lcx.wavelengths import print_wavelengths, wavelengths, write_picture
 
 File = Annotated[Path, arg(help="experiment file, experiments/quickstart.py for one")]
 Out = Annotated[
@@ -51,6 +52,8 @@ Set = Annotated[
         "'model.pattern.0.mixer=LinearAttention(heads=4)'. May be given again",
     ),
 ]
+
+POSITION_HELP = "the scheme, such as 'RoPE(scaling=YaRN(4, original=256))'"
 
 
 @dataclass
@@ -212,6 +215,7 @@ def list_command(
         "sparsities of softmax attention": SPARSITIES,
         "positions": POSITIONS,
         "scalings": SCALINGS,
+        "training positions": TRAINING_POSITIONS,
         "channel mixers": CHANNELS,
         "norms": NORMS,
         "tasks": TASKS,
@@ -227,6 +231,28 @@ def list_command(
         question = load(path).question.split("\n")[0]
         found[str(path)] = question
     console.print(_listing("experiments", found or {"none": f"no experiment file in {folder}/"}))
+
+
+def positions_command(
+    position: Positional[Annotated[str, arg(metavar="SPEC", help=POSITION_HELP)]],
+    train_len: Annotated[int, arg(help="tokens of the texts that the model was trained on")],
+    eval_len: Annotated[int, arg(help="tokens of the texts that it is to read")],
+    width: Annotated[int, arg(help="features of a head")] = 64,
+    out: Annotated[Path, arg(help="the picture, .png or .svg")] = Path("runs/positions.png"),
+) -> None:
+    """Show which rotary pairs a longer text interpolates, and which it extrapolates."""
+    known = POSITIONS | SCALINGS
+    scheme = spec.parse(position, known)
+    if not isinstance(scheme, PositionScheme):
+        fits = f"; write RoPE(scaling={position})" if isinstance(scheme, Scaling) else ""
+        raise ValueError(f"{position} is no position scheme{fits}")
+    if out.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--out {out}: the picture's name must end in .png, .svg or .pdf")
+    waves = wavelengths(scheme, width, train_len, eval_len)
+    console = Console()
+    print_wavelengths(waves, console)
+    write_picture(waves, out)
+    console.print(f"The picture: {out}", highlight=False)
 
 
 def _listing(title: str, rows: dict[str, str]) -> Table:
@@ -245,6 +271,7 @@ COMMANDS = {
     "train": train_command,
     "evaluate": evaluate_command,
     "list": list_command,
+    "positions": positions_command,
 }
 
 

@@ -137,22 +137,22 @@ def test_what_is_not_known_is_refused(said, message):
 
 
 def test_other_refusals():
-    with pytest.raises(ValueError, match="model_type 'mamba'.*Known are bloom"):
+    with pytest.raises(ValueError, match=r"model_type 'mamba'.*Known are bloom"):
         read_positions(LLAMA | {"model_type": "mamba"})
     with pytest.raises(ValueError, match="no rope_theta"):
         read_positions(LLAMA)
+    short = {n: v for n, v in LLAMA.items() if n != "max_position_embeddings"}
+    dynamic = {"rope_theta": 1e4, "rope_scaling": {"type": "dynamic", "factor": 2}}
     with pytest.raises(ValueError, match="max_position_embeddings"):
-        short = {n: v for n, v in LLAMA.items() if n != "max_position_embeddings"}
-        read_positions(short | {"rope_theta": 1e4, "rope_scaling": {"type": "dynamic", "factor": 2}})
+        read_positions(short | dynamic)
     with pytest.raises(ValueError, match="say different things"):
         read_positions(
-            LLAMA
-            | {"rope_parameters": {"rope_theta": 1.0}, "rope_scaling": {"type": "linear"}}
+            LLAMA | {"rope_parameters": {"rope_theta": 1.0}, "rope_scaling": {"type": "linear"}}
         )
     with pytest.raises(ValueError, match="some layers"):
         read_positions(LLAMA | {"no_rope_layers": [1, 0]})
     for position in (XPos(), NoPE(), ALiBi(), RoPE(scaling=DynamicYaRN(64)), Learned(9)):
-        with pytest.raises(ValueError, match="has no (spelling|rope_type)"):
+        with pytest.raises(ValueError, match=r"has no (spelling|rope_type)"):
             write_positions(position, LLAMA)
     with pytest.raises(ValueError, match="pairs halves"):
         write_positions(replace(RoPE(), interleaved=True), LLAMA)

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from lcx.ops.blockwise import HIDDEN, Offset, Positions, Scoring, Segments, blockwise
 
@@ -29,7 +29,6 @@ class Bias(NamedTuple):
     """Of each query head."""
     positions: Positions
     """Of the queries and of the keys."""
-
 
 
 def attention(
@@ -134,11 +133,12 @@ def _decayed(
     s = jnp.arange(k.shape[1]) - q.shape[1] // 2 - offset
     rates = jnp.asarray(decay, jnp.float32)
     # of keys past the queries, which none of them sees, only that they are finite matters
-    grown = jnp.exp(rates * t[:, None])[:, None], jnp.exp(-rates * jnp.minimum(s, -t[0])[:, None])
-    return tuple(
-        (x.astype(jnp.float32) * g).astype(x.dtype)
-        for x, g in ((q, grown[0]), (k, grown[1][:, None]))
+    s = jnp.minimum(s, -t[0])
+    q, k = (
+        (x.astype(jnp.float32) * jnp.exp(sign * rates * at[:, None])[:, None]).astype(x.dtype)
+        for x, sign, at in ((q, 1, t), (k, -1, s))
     )
+    return q, k
 
 
 _EXPONENT = 40.0
@@ -190,9 +190,7 @@ def attend_few(
     return o.reshape(B, T, H, -1).astype(q.dtype), lse.reshape(B, T, H)
 
 
-def _by_group(
-    bias: Float[Array, "B H T S"], shape: tuple[int, ...]
-) -> Float[Array, "B T G R S"]:
+def _by_group(bias: Float[Array, "B H T S"], shape: tuple[int, ...]) -> Float[Array, "B T G R S"]:
     return jnp.moveaxis(bias, 2, 1).reshape(shape)
 
 

@@ -42,9 +42,7 @@ class Scoring(NamedTuple):
         """The derivative of the scores, from the scores: of the cap only, without `scale`."""
         return 1.0 if self.softcap is None else 1 - jnp.square(s / self.softcap)
 
-    def bias(
-        self, query: Int[Array, "*B T"], key: Int[Array, "*B S"]
-    ) -> Float[Array, "*B H T S"]:
+    def bias(self, query: Int[Array, "*B T"], key: Int[Array, "*B S"]) -> Float[Array, "*B H T S"]:
         """ALiBi's part of the scores, from positions; the cap does not bound it."""
         # of integers, whose difference is exact where that of products with a slope is not
         distance = (query[..., None] - key[..., None, :]).astype(jnp.float32)

@@ -19,12 +19,12 @@ from lcx.positions.scaling import NTK, Linear, Llama3, Scaling, YaRN
 Config = Mapping[str, Any]
 Spelling = Literal["rope_parameters", "rope_scaling"]
 
-INTERLEAVED: dict[str, bool] = dict.fromkeys(
+HALVES = frozenset(
     "llama mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 phi phi3 olmo olmo2 olmoe "
-    "falcon gpt_neox stablelm starcoder2 persimmon smollm3 gpt_oss granite".split(),
-    False,
-) | dict.fromkeys("cohere cohere2 glm glm4 helium".split(), True)
-"""Families with RoPE, by `model_type`: whether neighbours are pairs. No config says so."""
+    "falcon gpt_neox stablelm starcoder2 persimmon smollm3 gpt_oss granite".split()
+)
+NEIGHBOURS = frozenset("cohere cohere2 glm glm4 helium".split())
+"""Families with RoPE, by `model_type`, and which features they pair: no config says so."""
 
 _ORIGINAL = "original_max_position_embeddings"
 _KEYS = {
@@ -57,14 +57,14 @@ def read_positions(config: Config) -> PositionScheme | Learned:
             return ALiBi(scale=_head_width(config) ** -0.5)
         case "gpt2":
             return Learned(_needed(config, "n_positions", "gpt2"))
-    if kind not in INTERLEAVED:
+    if kind not in HALVES | NEIGHBOURS:
         raise ValueError(
             f"model_type {kind!r}: how it pairs the features that turn is not known. Known are "
-            f"bloom, mpt, gpt2, {', '.join(INTERLEAVED)}"
+            f"bloom, mpt, gpt2, {', '.join(sorted(HALVES | NEIGHBOURS))}"
         )
     if config.get("no_rope_layers"):
         return _no_rope(config)
-    return _rope(config, INTERLEAVED[kind])
+    return _rope(config, kind in NEIGHBOURS)
 
 
 def write_positions(
@@ -94,10 +94,12 @@ def write_positions(
         case NoPE() if kind == "smollm3":
             layers = _needed(config, "num_hidden_layers", "no_rope_layers")
             return new | {"no_rope_layers": [0] * layers}
-        case RoPE() if kind in INTERLEAVED:
-            if position.interleaved != INTERLEAVED[kind]:
-                pairs = "neighbours" if INTERLEAVED[kind] else "halves"
-                raise ValueError(f"{kind} pairs {pairs}: RoPE(interleaved=True) is the other way")
+        case RoPE() if kind in HALVES | NEIGHBOURS:
+            if position.interleaved != (kind in NEIGHBOURS):
+                pairs = "neighbours" if kind in NEIGHBOURS else "halves"
+                raise ValueError(
+                    f"{kind} pairs {pairs}, so RoPE(interleaved={kind in NEIGHBOURS}) fits it"
+                )
             return new | _spelled(position, config, spelling)
     raise ValueError(
         f"{position} has no spelling in a config of model_type {kind!r}; "
@@ -144,7 +146,8 @@ def _scaling(kind: str, said: Config, config: Config) -> Scaling | None:
         return float(_needed(said, name, f"rope_type {kind!r}"))
 
     def original() -> int:
-        return int(_needed({_ORIGINAL: config.get(_ORIGINAL)} | said, _ORIGINAL, f"{kind!r}"))
+        where = said if _ORIGINAL in said else config
+        return int(_needed(where, _ORIGINAL, f"rope_type {kind!r}"))
 
     attention = said.get("attention_factor")
     attention = None if attention is None else float(attention)

@@ -165,6 +165,7 @@ class Llama3:
 
 
 def check_factor(scaling: Any) -> None:
+    """Raise ValueError for a factor that would make texts shorter."""
     if not 1 <= scaling.factor < math.inf:
         raise ValueError(
             f"{type(scaling).__name__} scaling by {scaling.factor}: the factor must be at least 1"
@@ -172,6 +173,7 @@ def check_factor(scaling: Any) -> None:
 
 
 def check_original(scaling: Any) -> None:
+    """Raise ValueError for a training of no length."""
     if scaling.original < 1:
         name = type(scaling).__name__
         raise ValueError(f"{name}: original must be at least 1, not {scaling.original}")

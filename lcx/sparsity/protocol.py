@@ -44,8 +44,9 @@ class Sparsity(Protocol):
         """The output, the logsumexp (fp32) of each query's scores, and the state after.
 
         q and k come without positions: the sparsity calls `position(q, k, ctx)`, or with
-        positions of its own, and gives the op the scheme's slopes and decays. `softcap` goes to the op. What a query sees lies in its own
-        document (`ctx.segments`, `ctx.starts`), and a query that sees no key has o = 0 and
-        lse = HIDDEN, as in `lcx.ops.attention`. None in means None out.
+        positions of its own, and gives the op the scheme's slopes and decays. `softcap` goes to
+        the op. What a query sees lies in its own document (`ctx.segments`, `ctx.starts`), and a
+        query that sees no key has o = 0 and lse = HIDDEN, as in `lcx.ops.attention`. None in means
+        None out.
         """
         ...

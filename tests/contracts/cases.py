@@ -25,7 +25,6 @@ from lcx.positions import (
     Llama3,
     LongRoPE,
     RoPE,
-    XPos,
     YaRN,
 )
 from lcx.sparsity import (

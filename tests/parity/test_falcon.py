@@ -103,9 +103,7 @@ def test_logits_loss_and_gradients(alibi):
     call = jax.jit(partial(pair.model))
     logits, _ = call(pair.params, pair.tokens)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=LOGITS)
-    streamed, _ = stream(
-        call, pair.params, pair.tokens, pair.model.init_state(BATCH, LENGTH)
-    )
+    streamed, _ = stream(call, pair.params, pair.tokens, pair.model.init_state(BATCH, LENGTH))
     np.testing.assert_allclose(streamed, expected, rtol=0, atol=LOGITS)
 
     pair.torch.zero_grad()

@@ -29,8 +29,8 @@ BATCH, LENGTH = 2, 96
 LOGITS = 1e-5  # measured: 5.5e-6 whole, 6.3e-6 in pieces, of logits of standard deviation 1
 SHARPER = 2.5e-5
 """For LongRoPE: its magnitude sharpens scores by 1.3, and frequencies that depend on the length are
-fp32, rounded twice (1.2e-7). Measured: 1.8e-5; against torch in float64 1.5e-5, and torch's own fp32
-4.9e-6."""
+fp32, rounded twice (1.2e-7). Measured: 1.8e-5; against torch in float64 1.5e-5, of which torch's
+own fp32 has 4.9e-6."""
 
 NAMES = {
     "embed.embedding": "model.embed_tokens.weight",
@@ -62,7 +62,9 @@ MODELS = {
     "multi-query, interpolated": lm(1, RoPE(scaling=Linear(4.0)), tied=True),
     "yarn": lm(2, RoPE(scaling=YaRN(4.0, original=32, beta_fast=4.0)), tied=True),
     "dynamic ntk": lm(2, RoPE(scaling=DynamicNTK(original=32, factor=2.0)), tied=True),
-    "long rope": lm(2, RoPE(scaling=LongRoPE((1.0,) * 8, LONG, original=32, factor=3.0)), tied=True),
+    "long rope": lm(
+        2, RoPE(scaling=LongRoPE((1.0,) * 8, LONG, original=32, factor=3.0)), tied=True
+    ),
     "llama 3": lm(2, RoPE(scaling=Llama3(8.0, original=32)), tied=True),
 }
 
