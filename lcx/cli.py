@@ -32,6 +32,7 @@ from lcx.layers import CHANNELS, NORMS
 from lcx.metrics import Evaluation, jsonable
 from lcx.mixers import MIXERS
 from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, PositionScheme, Scaling
+from lcx.pretrained import Pretrained
 from lcx.protocols import PROTOCOLS
 from lcx.report import print_costs, print_table, write_report
 from lcx.runs import Run, environment, write_json
@@ -86,7 +87,9 @@ class Session:
                 return
             run.claim(experiment)
             start = None
-            if parent := experiment.init_from:
+            if isinstance(experiment.init_from, Pretrained):
+                start = experiment.init_from.load(experiment.model)
+            elif parent := experiment.init_from:
                 start = restore_params(self.experiments[parent], self.run(parent), self.console)
             train(experiment, run, self.corpora[experiment.data], start, self.console)
 

@@ -17,6 +17,7 @@ from lcx.mixers import MIXERS
 from lcx.model import LM, Block
 from lcx.optim import AdamW
 from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, Learned, TrainingPositions
+from lcx.pretrained import Pretrained
 from lcx.protocols import PROTOCOLS, EvaluationProtocol, SameTargets
 from lcx.sparsity import SPARSITIES
 from lcx.types import Policy
@@ -69,8 +70,13 @@ class Experiment:
     train: Train = Train()
     evaluation: EvaluationProtocol = SameTargets()
     mesh: Mesh = Mesh()
-    init_from: str | None = None
-    """The variant whose trained parameters this one starts from."""
+    init_from: str | Pretrained | None = None
+    """The variant, or the published model, whose parameters this one starts from."""
+
+    @property
+    def parent(self) -> str | None:
+        """The variant that this one starts from, if it is one."""
+        return self.init_from if isinstance(self.init_from, str) else None
 
     def training_differences(self, other: "Experiment") -> list[str]:
         """Where two experiments differ in what they train; the evaluation may be another."""
@@ -90,7 +96,7 @@ def types(experiment: Experiment) -> Mapping[str, type]:
 
     Beside the tables' names these are its own: an experiment file may define mixers of its own.
     """
-    plain = (Experiment, Train, AdamW, LM, Block, Learned, Policy, Mesh)
+    plain = (Experiment, Train, AdamW, LM, Block, Learned, Policy, Mesh, Pretrained)
     models = (MIXERS, SPARSITIES, POSITIONS, SCALINGS, TRAINING_POSITIONS, CHANNELS, NORMS)
     tables = (*models, TASKS, SOURCES, TOKENIZERS, PROTOCOLS)
     names = {c.__name__: c for c in plain}
@@ -138,13 +144,13 @@ def load(path: Path) -> ExperimentFile:
 def check_links(experiments: Experiments) -> None:
     """Raise ValueError where an `init_from` names no variant, or they go in a circle."""
     for name, experiment in experiments.items():
-        seen, at = [name], experiment.init_from
+        seen, at = [name], experiment.parent
         while at is not None:
             known(at, experiments, f"{seen[-1]}.init_from")
             if at in seen:
                 raise ValueError(f"init_from goes in a circle: {' -> '.join([*seen, at])}")
             seen.append(at)
-            at = experiments[at].init_from
+            at = experiments[at].parent
         if experiment.train.steps == 0 and experiment.init_from is None:
             raise ValueError(f"{name}: train.steps is 0 and there is no init_from to take over")
 
@@ -163,7 +169,7 @@ def with_ancestors(names: Iterable[str], experiments: Experiments) -> list[str]:
     ordered: list[str] = []
 
     def add(name: str) -> None:
-        parent = experiments[name].init_from
+        parent = experiments[name].parent
         if parent is not None:
             add(parent)
         if name not in ordered:
@@ -199,7 +205,12 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
                 f"has vectors for texts of {model.positions.capacity} tokens, and there are some "
                 f"of {longest}",
             )
-    if experiment.init_from is not None:
+    if isinstance(experiment.init_from, Pretrained):
+        try:
+            experiment.init_from.check(model)
+        except ValueError as error:
+            raise problem("init_from", error) from error
+    elif experiment.init_from is not None:
         parent = parameter_shapes(experiments[experiment.init_from].model)
         for path in sorted(shapes.keys() | parent.keys()):
             if shapes.get(path) != parent.get(path):

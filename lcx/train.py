@@ -22,7 +22,7 @@ from lcx.data import Texts
 from lcx.experiment import Experiment
 from lcx.loss import loss_sums
 from lcx.mesh import BATCH, make_mesh, shardings
-from lcx.positions.training import redraw
+from lcx.positions.training import FromZero, redraw
 from lcx.runs import Run
 from lcx.types import Params
 
@@ -104,6 +104,9 @@ def train(
     settings = experiment.train
     optimizer = settings.optimizer.transform(settings.steps)
     mesh = make_mesh(experiment.mesh)
+    places = settings.positions
+    if places is None and experiment.model.positions is not None:
+        places = FromZero(settings.length)
 
     def fresh(key) -> TrainState:
         params = experiment.model.init(key)
@@ -137,9 +140,9 @@ def train(
             last = None  # the metrics of the step before, read while this one runs
             for number in range(done + 1, settings.steps + 1):
                 batch = next(batches)
-                if settings.positions is not None:
+                if places is not None:
                     rng = np.random.default_rng((settings.seed, number))
-                    placed = redraw(settings.positions, rng, batch["positions"], batch["segments"])
+                    placed = redraw(places, rng, batch["positions"], batch["segments"])
                     batch = batch | {"positions": placed}
                 batch = jax.device_put(batch, cut)
                 state, metrics = step(state, batch)

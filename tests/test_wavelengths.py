@@ -55,9 +55,8 @@ def test_table_and_picture(tmp_path):
     waves = wavelengths(RoPE(fraction=0.5, scaling=YaRN(4.0, original=100)), 16, 100, 400)
     console = Console(record=True, width=100)
     print_wavelengths(waves, console)
-    text = console.export_text()
-    assert "extrapolated" in text
-    assert "of 4 pairs, 0 kept, 4 interpolated, 0 extrapolated. 2 never completed a turn" in text
+    text = " ".join(console.export_text().split())
+    assert "of 4 pairs, 1 kept, 3 interpolated, 0 extrapolated. 2 never completed a turn" in text
     assert "Scores are multiplied by 1.296" in text
     for kind, begin in (("png", b"\x89PNG"), ("svg", b"<?xml")):
         path = tmp_path / "new" / f"picture.{kind}"
@@ -93,5 +92,5 @@ def test_what_is_refused(text, options, message, tmp_path):
 
 
 def test_a_picture_s_name_must_say_its_kind(tmp_path):
-    with pytest.raises(ValueError, match="must end in .png"):
+    with pytest.raises(ValueError, match=r"must end in \.png"):
         positions_command("RoPE()", train_len=9, eval_len=9, out=tmp_path / "picture")

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import glob
 import io
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,4 +132,59 @@ class TFDS:
         return builder
 
 
-SOURCES: dict[str, type[Source]] = {c.__name__: c for c in (PythonCorpus, TextFiles, TFDS)}
+@dataclass(frozen=True)
+class Conversations:
+    """Conversations as FastChat and ShareGPT have them: each is a document.
+
+    Files of JSON, each a list of {"id": ..., "conversations": [{"from": "human", "value": "..."},
+    {"from": "gpt", "value": "..."}, ...]}. A turn becomes a paragraph that begins with USER: or
+    ASSISTANT: (Vicuna's words). Raises FileNotFoundError when no file matches, and ValueError for
+    a file of another form.
+    """
+
+    glob: str
+
+    def documents(self) -> Documents:
+        files = TextFiles(self.glob).documents()
+        names, texts = [], []
+        for file in files:
+            try:
+                for number, entry in enumerate(json.loads(file.text)):
+                    names.append(f"{file.name}/{entry.get('id', number)}/{number}")
+                    texts.append(_conversation(entry["conversations"]).encode())
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise ValueError(
+                    f"{self}: {file.name} is no list of conversations ({error!r}); expected "
+                    '[{"conversations": [{"from": "human", "value": "..."}, ...]}, ...]'
+                ) from error
+        return Documents(names, lambda i: texts[i])
+
+
+_SPEAKERS = {"human": "USER", "user": "USER", "gpt": "ASSISTANT", "assistant": "ASSISTANT"}
+
+
+def _conversation(turns: list[dict[str, str]]) -> str:
+    speakers = [_SPEAKERS.get(turn["from"], turn["from"].upper()) for turn in turns]
+    return "\n\n".join(f"{s}: {t['value']}" for s, t in zip(speakers, turns, strict=True))
+
+
+@dataclass(frozen=True)
+class Long:
+    """The documents of a source that have at least so many bytes. Reads all of them once."""
+
+    source: Source
+    bytes: int
+
+    def documents(self) -> Documents:
+        documents = self.source.documents()
+        lengths = [len(document.text) for document in documents]
+        if not (chosen := [i for i, n in enumerate(lengths) if n >= self.bytes]):
+            raise ValueError(
+                f"{self}: no document has {self.bytes} bytes; the longest has {max(lengths)}"
+            )
+        return documents.select(chosen)
+
+
+SOURCES: dict[str, type[Source]] = {
+    c.__name__: c for c in (PythonCorpus, TextFiles, TFDS, Conversations, Long)
+}

@@ -17,7 +17,8 @@ class Learned:
 
     Not a scheme of a mixer: `LM(positions=Learned(512))`, whose mixers then take `NoPE()`. With a
     factor, position p reads the table at p / factor, between two rows by linear interpolation: so a
-    trained table serves texts of `factor * length` tokens. Beyond them there is no vector.
+    trained table serves texts of `factor * length` tokens. Beyond them there is no vector. In
+    training the pieces of a long document, which a row cuts, are counted from 0.
     """
 
     length: int

@@ -70,6 +70,17 @@ class PoSE:
         return positions
 
 
+@dataclass(frozen=True)
+class FromZero:
+    """Every document's piece in a row from 0, where the pieces of a long one count on."""
+
+    longest: int
+
+    def draw(self, rng: np.random.Generator, length: int) -> Int[np.ndarray, " T"]:
+        """0, 1, 2, ..."""
+        return np.arange(length)
+
+
 def redraw(
     scheme: TrainingPositions,
     rng: np.random.Generator,

@@ -1,0 +1,108 @@
+"""LongChat's recipe: does a model that was trained short read long texts after two cheap steps?
+
+Step 1 condenses the rotary embedding: positions are divided by the ratio of the new length to the
+old. Step 2 fine-tunes on long documents, cut at the new length (Li et al. 2023,
+lmsys.org/blog/2023-06-29-longchat). Beside it: the model as it was, the model with step 1 alone,
+and with step 2 alone. All are asked for the same 64 tokens after every length of context.
+
+    lcx compare experiments/longchat.py
+
+trains a small base on the Python standard library first. A published Llama takes its place, and
+your own texts the place of the library's, when the environment says where they are:
+
+    LONGCHAT_MODEL=~/models/llama      a folder with config.json, *.safetensors and tokenizer.json
+    LONGCHAT_TEXTS='~/chats/*.json'    conversations (ShareGPT's form), or '~/texts/**/*.txt'
+    LONGCHAT_RATIO=8                   the new length over the model's own
+
+The tokenizer must be byte-level (Llama 3's is, Llama 2's is not). A fine-tune of 7 B parameters
+takes a mesh: `--set mesh.fsdp=8 --set model.policy.params=bfloat16`.
+
+Cost: COST
+
+Expected, and measured: EXPECTED
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from lcx.data import Conversations, Data, Long, PythonCorpus, Source, TextFiles, TokenizerFile
+from lcx.experiment import Experiment, Experiments, Train
+from lcx.mixers import SoftmaxAttention
+from lcx.model import LM, Block
+from lcx.optim import AdamW
+from lcx.positions import Linear, RoPE
+from lcx.pretrained import Pretrained
+from lcx.protocols import SameTargets
+
+TARGETS = 64
+
+
+class Start(NamedTuple):
+    """What the recipe begins from."""
+
+    model: Callable[[RoPE], LM]
+    position: RoPE
+    data: Data
+    train: Train
+    init_from: Pretrained | None
+    peak: float
+    """Of the fine-tune's learning rate."""
+
+
+def texts() -> Source:
+    """The user's own, or the Python standard library."""
+    if not (glob := os.environ.get("LONGCHAT_TEXTS")):
+        return PythonCorpus()
+    return Conversations(glob) if glob.endswith(".json") else TextFiles(glob)
+
+
+def small(source: Source) -> Start:
+    """Four layers of width 128, trained on 320 bytes at a time: a context of 256."""
+
+    def model(position: RoPE) -> LM:
+        block = Block(SoftmaxAttention(heads=4, position=position))
+        return LM(width=128, pattern=(block,), repeats=4)
+
+    train = Train(length=320, batch=8, steps=1000, optimizer=AdamW(peak=2e-3, warmup=50))
+    return Start(model, RoPE(), Data(source), train, None, peak=5e-4)
+
+
+def published(folder: str, source: Source) -> Start:
+    """A published model as it is; its length is what its config says."""
+    weights = Pretrained(folder)
+    position = weights.position
+    if not isinstance(position, RoPE) or position.scaling is not None:
+        raise ValueError(f"{folder}: {position}: a model that is not extended yet is needed")
+    data = Data(source, TokenizerFile(str(Path(folder) / "tokenizer.json")))
+    train = Train(length=weights.trained_length, batch=1, steps=0)
+    return Start(weights.model, position, data, train, weights, peak=2e-5)
+
+
+def experiments() -> Experiments:
+    """Before, each step alone, and both."""
+    ratio, folder = int(os.environ.get("LONGCHAT_RATIO", "8")), os.environ.get("LONGCHAT_MODEL")
+    start = published(folder, texts()) if folder else small(texts())
+    short, long = start.train.length, ratio * start.train.length
+    contexts = [short - TARGETS]
+    while 2 * contexts[-1] <= long - TARGETS:
+        contexts.append(2 * contexts[-1])
+    evaluation = SameTargets(tuple(contexts), TARGETS, documents=24)
+
+    as_it_was = start.model(start.position)
+    condensed = start.model(replace(start.position, scaling=Linear(float(ratio))))
+    base = Experiment(as_it_was, start.data, start.train, evaluation, init_from=start.init_from)
+    # cut at the new length; all that are asked for are long
+    documents = replace(start.data, source=Long(start.data.source, bytes=contexts[-1] + TARGETS))
+    optimizer = AdamW(peak=start.peak, warmup=6)
+    fine_tune = Train(length=long, batch=1, steps=60, optimizer=optimizer)
+    zero_shot = replace(start.train, steps=0)
+    after = replace(base, init_from="base")
+    return {
+        "base": base,
+        "condensed": replace(after, model=condensed, train=zero_shot),
+        "tuned_alone": replace(after, data=documents, train=fine_tune),
+        "longchat": replace(after, model=condensed, data=documents, train=fine_tune),
+    }

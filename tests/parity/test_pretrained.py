@@ -1,0 +1,123 @@
+"""Published weights, as transformers writes them, and LongChat's recipe on them."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lcx.cli import compare_command
+from lcx.data import BPE, Conversations, Data, TextFiles
+from lcx.experiment import load
+from lcx.model import LM
+from lcx.positions import Linear, RoPE, YaRN
+from lcx.pretrained import Pretrained
+from tests.parity.against_torch import NEEDED, randomise
+
+torch = pytest.importorskip("torch", reason=NEEDED)
+transformers = pytest.importorskip("transformers", reason=NEEDED)
+
+ROOT = Path(__file__).parents[2]
+
+
+def save(folder: Path, **changes):
+    settings = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
+    }
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings | changes)).eval()
+    randomise(model)
+    model.save_pretrained(folder, max_shard_size="20KB")  # several files
+    return model
+
+
+def test_logits_are_transformers_(tmp_path):
+    theirs = save(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    weights = Pretrained(str(tmp_path))
+    model = weights.model()
+    assert weights.position == RoPE()
+    assert weights.trained_length == 128
+    params = weights.load(model)
+    tokens = np.random.default_rng(0).integers(0, 300, (2, 50), np.int32)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(tokens).long()).logits.numpy()
+    logits, _ = jax.jit(lambda p, t: model(p, t))(params, tokens)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)  # measured: 3e-6
+
+
+def test_a_scaled_model_keeps_its_scaling_unless_told_another(tmp_path):
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    save(tmp_path, rope_parameters=yarn | {"rope_theta": 1e4}, tie_word_embeddings=True)
+    weights = Pretrained(str(tmp_path))
+    model = weights.model()
+    assert model.tied
+    assert model.pattern[0].mixer.position == RoPE(scaling=YaRN(4.0, original=32))
+    other = weights.model(RoPE(scaling=Linear(2.0)))
+    assert other.pattern[0].mixer.position == RoPE(scaling=Linear(2.0))
+    weights.check(other)
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    save(tmp_path)
+    weights = Pretrained(str(tmp_path))
+    with pytest.raises(ValueError, match=r"down_proj.weight is \(32, 48\), .* \(128, 352\)"):
+        weights.check(LM())
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change, message in (
+        ({"model_type": "mamba"}, "model_type 'mamba'; known are llama"),
+        ({"attention_bias": True}, "attention_bias is True; only False"),
+        ({"head_dim": 16}, "head_dim is 16; only 8"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ValueError, match=message):
+            Pretrained(str(tmp_path)).model()
+    with pytest.raises(FileNotFoundError, match=r"no .*config\.json"):
+        Pretrained(str(tmp_path / "nowhere")).model()
+
+
+def test_longchat_s_recipe_takes_a_published_model_and_conversations(tmp_path, texts, monkeypatch):
+    tokenizer = Data(TextFiles(f"{texts}/*.txt"), BPE(300)).load().tokenizer
+    save(tmp_path / "llama", vocab_size=tokenizer.vocab_size)
+    (tmp_path / "llama" / "tokenizer.json").write_text(tokenizer._model.to_str())
+    words = [p.read_text(errors="ignore") for p in sorted(texts.glob("*.txt"))]
+    chats = [
+        {
+            "id": f"chat{i}",
+            "conversations": [
+                {"from": "human", "value": a},
+                {"from": "gpt", "value": b},
+            ],
+        }
+        for i, (a, b) in enumerate(zip(words, words[1:] + words[:1], strict=True))
+    ]
+    (tmp_path / "chats.json").write_text(json.dumps(chats))
+    first = Conversations(str(tmp_path / "chats.json")).documents()[0]
+    assert first.text.startswith(b"USER: ")
+    assert b"\n\nASSISTANT: " in first.text
+
+    monkeypatch.setenv("LONGCHAT_MODEL", str(tmp_path / "llama"))
+    monkeypatch.setenv("LONGCHAT_TEXTS", str(tmp_path / "chats.json"))
+    monkeypatch.setenv("LONGCHAT_RATIO", "2")
+    file, out = ROOT / "experiments" / "longchat.py", tmp_path / "runs"
+    made = load(file).experiments
+    assert made["base"].evaluation.contexts == (64, 128)
+    assert made["longchat"].model.pattern[0].mixer.position == RoPE(scaling=Linear(2.0))
+    compare_command(file, out=out, only="longchat", assignments=("train.steps=2",))
+    report = json.loads((out / "report" / "report.json").read_text())
+    assert set(report["variants"]) == {"longchat"}
+
+
+def test_a_model_that_is_extended_already_is_refused(tmp_path, monkeypatch):
+    linear = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    save(tmp_path, rope_parameters=linear)
+    monkeypatch.setenv("LONGCHAT_MODEL", str(tmp_path))
+    with pytest.raises(ValueError, match="a model that is not extended yet is needed"):
+        load(ROOT / "experiments" / "longchat.py")
