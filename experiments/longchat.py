@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lcx.data import Conversations, Data, Long, PythonCorpus, Source, TextFiles, TokenizerFile
+from lcx.data import Conversations, Data, PythonCorpus, Source, TextFiles, TokenizerFile
 from lcx.experiment import Experiment, Experiments, Train
 from lcx.mixers import SoftmaxAttention
 from lcx.model import LM, Block
@@ -95,7 +95,7 @@ def experiments() -> Experiments:
     condensed = start.model(replace(start.position, scaling=Linear(float(ratio))))
     base = Experiment(as_it_was, start.data, start.train, evaluation, init_from=start.init_from)
     # cut at the new length; all that are asked for are long
-    documents = replace(start.data, source=Long(start.data.source, bytes=contexts[-1] + TARGETS))
+    documents = replace(start.data, at_least=contexts[-1] + TARGETS)
     optimizer = AdamW(peak=start.peak, warmup=6)
     fine_tune = Train(length=long, batch=1, steps=60, optimizer=optimizer)
     zero_shot = replace(start.train, steps=0)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lcx.ops.attention import attention, merge
+from lcx.ops.attention import Bias, attention, merge
 from lcx.ops.blockwise import HIDDEN, Scoring, Tiling, blockwise
 
 NAMES = ("o", "lse", "dq", "dk", "dv")
@@ -30,14 +30,15 @@ def output_and_gradients(form, q, k, v, do, **options):
     return dict(zip(NAMES, (o, lse, *pull((do, dlse))), strict=True))
 
 
-def tiled(tiling, q, k, v, *, offset=0, window=None, softcap=None, segments=None):
+def tiled(tiling, q, k, v, *, offset=0, window=None, softcap=None, segments=None, bias=None):
     """The blockwise form, cut as the test says."""
     B, T, H, K = q.shape
     G = k.shape[2]
     tiling = tiling._replace(queries=min(T, tiling.queries), keys=min(k.shape[1], tiling.keys))
-    scoring = Scoring(K**-0.5, window, softcap)
+    slopes, positions = bias or (None, None)
+    scoring = Scoring(K**-0.5, window, softcap, slopes)
     grouped = q.reshape(B, T, G, H // G, K)
-    o, lse = blockwise(grouped, k, v, offset, scoring, segments, tiling)
+    o, lse = blockwise(grouped, k, v, offset, scoring, segments, positions, tiling)
     return o.reshape(B, T, H, -1), lse.reshape(B, T, H)
 
 
@@ -155,6 +156,26 @@ def test_packed_segments(tiling, window):
     check(inputs(T=21, S=48), tiling, segments=segments, window=window, offsets=[0, 20, 27])
 
 
+SLOPES = (0.5, 0.25, 2.0**-3, 2.0**-8)
+
+
+@pytest.mark.parametrize(
+    ("tiling", "options"),
+    [(UNROLLED, {}), (LOOPED, {"softcap": 1.5}), (LOOPED, {"window": 20}), (None, {})],
+)
+def test_bias_on_the_distance(tiling, options):
+    """Far from 0, with unequal steps between tokens, and as some of a longer text's queries."""
+    steps = np.random.default_rng(2).integers(1, 4, (2, 60))
+    theirs = jnp.asarray(2**24 + np.cumsum(steps, axis=1), jnp.int32)
+    bias = Bias(SLOPES, (theirs[:, 27:48], theirs))
+    check(inputs(T=21, S=60), tiling, bias=bias, offsets=[27], **options)
+    starts = np.repeat(np.array([[1, 2, 3], [7, 8, 0]], np.int32), 20, axis=1)
+    segments = starts[:, 27:48], starts
+    apart = jnp.where(starts % 2 == 0, theirs, theirs - 2**24)
+    bias = Bias(SLOPES, (apart[:, 27:48], apart))
+    check(inputs(T=21, S=60), tiling, bias=bias, segments=segments, offsets=[27], **options)
+
+
 @pytest.mark.parametrize("form", ["reference", "blockwise"])
 def test_a_query_without_keys_gives_zero_and_takes_no_gradient(form):
     segments = np.ones((2, 6), np.int32), np.ones((2, 40), np.int32)
@@ -247,11 +268,17 @@ def test_integer_arguments_have_the_gradient_of_integers():
     assert [g.shape for g in grads[1:]] == [(), (2, 4)]
 
 
-@pytest.mark.parametrize("options", [{}, {"window": 100}], ids=["whole past", "window"])
-def test_memory_is_linear_in_the_length(options):
+@pytest.mark.parametrize("kind", ["whole past", "window", "bias"])
+def test_memory_is_linear_in_the_length(kind):
     def temporaries(T):
         x = jax.ShapeDtypeStruct((1, T, 2, 16), jnp.float32)
-        loss = lambda q, k, v: attention(q, k, v, **options)[0].sum()  # noqa: E731
+        at = jnp.arange(T)[None]
+        options = {
+            "whole past": {},
+            "window": {"window": 100},
+            "bias": {"bias": Bias((0.5, 0.25), (at, at))},
+        }
+        loss = lambda q, k, v: attention(q, k, v, **options[kind])[0].sum()  # noqa: E731
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 

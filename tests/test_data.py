@@ -1,9 +1,11 @@
+import itertools
 import json
 import subprocess
 import sys
 import sysconfig
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import grain
@@ -19,6 +21,7 @@ from lcx.data import (
     TFDS,
     TOKENIZERS,
     Bytes,
+    Conversations,
     Corpus,
     Data,
     Documents,
@@ -31,6 +34,7 @@ from lcx.data import (
 )
 from lcx.data import tokenizers as lcx_tokenizers
 from lcx.data.documents import split_of
+from lcx.protocols import SameTargets
 
 
 @pytest.fixture(autouse=True)
@@ -483,3 +487,39 @@ def test_empty_splits_are_named(tmp_path: Path):
 def test_vocabulary_below_the_bytes():
     with pytest.raises(ValueError, match="at least 257, for 256 bytes and BOS"):
         BPE(256)
+
+
+def test_short_documents_can_be_left_out_of_training_alone(texts):
+    every = Data(TextFiles(f"{texts}/*.txt"), validation=0.2, test=0.2)
+    corpus, long = every.load(), replace(every, at_least=1500).load()
+    assert long.fingerprint == corpus.fingerprint
+    longest = [d.name for d in corpus.documents("train") if len(d.text) >= 1500]
+    assert 0 < len(longest) < len(corpus.documents("train"))
+    seen = set()
+    for batch in itertools.islice(iter(long.batches(4000, 1, seed=0)), 2 * len(longest)):
+        rows = zip(batch["tokens"], batch["segments"], strict=True)
+        for tokens, segments in rows:
+            seen |= {bytes(tokens[segments == s][1:200].astype(np.uint8)) for s in set(segments)}
+    starts = {d.text[:199] for d in corpus.documents("train") if len(d.text) < 1500}
+    assert not starts & seen
+    assert {d.text[:199] for d in corpus.documents("train") if len(d.text) >= 1500} & seen
+    with pytest.raises(ValueError, match=r"has 99999 bytes \(data.at_least\); the longest of"):
+        replace(every, at_least=99_999).load().check(64, SameTargets(contexts=(16,), targets=8))
+    with pytest.raises(ValueError, match="at_least cannot be negative"):
+        Data(at_least=-1)
+
+
+def test_conversations_are_documents_of_turns(tmp_path):
+    turns = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Yes."}]
+    other = [{"from": "system", "value": "Be brief."}, *turns]
+    chats = [{"id": "a", "conversations": turns}, {"conversations": other}]
+    path = tmp_path / "chats.json"
+    path.write_text(json.dumps(chats))
+    documents = Conversations(str(path)).documents()
+    assert documents.names == ["chats.json/a/0", "chats.json/1/1"]
+    assert documents[0].text == b"USER: Hello?\n\nASSISTANT: Yes."
+    assert documents[1].text == b"SYSTEM: Be brief.\n\nUSER: Hello?\n\nASSISTANT: Yes."
+    for wrong in ("[1]", '{"a": 1}', '[{"turns": []}]', "not JSON"):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match="is no list of conversations"):
+            Conversations(str(path)).documents()

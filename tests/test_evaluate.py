@@ -123,7 +123,7 @@ def test_large_states_are_streamed_in_fewer_rows(monkeypatch):
     model = LM(width=16, pattern=(Block(SoftmaxAttention(heads=2)),), repeats=2)
     params = jax.jit(model.init)(jax.random.key(0))
     assert evaluation.Streamer(model, params, 1000)._rows == evaluation.ROWS
-    monkeypatch.setattr(evaluation, "STATE_BYTES", 3 * 2 * 1024 * (2 * 16 + 1) * 4 + 100)
+    monkeypatch.setattr(evaluation, "STATE_BYTES", 3 * 2 * 1024 * (2 * 16 + 2) * 4 + 100)
     assert evaluation.Streamer(model, params, 1000)._rows == 3
     monkeypatch.setattr(evaluation, "STATE_BYTES", 1)
     assert evaluation.Streamer(model, params, 1000)._rows == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,12 @@ import pytest
 from rich.console import Console
 
 from lcx.checkpoint import CorruptCheckpointError
-from lcx.experiment import Train
+from lcx.experiment import Train, validate
 from lcx.mesh import Mesh
 from lcx.optim import AdamW
+from lcx.positions import ALiBi, DynamicNTK, Learned, NoPE, PoSE, RoPE, XPos
 from lcx.runs import Run
+from lcx.spec import describe
 from lcx.train import (
     NonFiniteLossError,
     TrainState,
@@ -129,6 +132,46 @@ def test_losses_on_a_mesh_are_those_on_one_device(experiment, run, mesh, tmp_pat
     for here, alone in zip(there.read_metrics(), run.read_metrics(), strict=True):
         assert here["loss"] == pytest.approx(alone["loss"], rel=1e-4)
         assert here["tokens"] == alone["tokens"]
+
+
+@pytest.mark.parametrize("position", [ALiBi(), XPos(), RoPE(scaling=DynamicNTK(16))], ids=describe)
+def test_position_schemes_on_a_mesh_are_those_on_one_device(experiment, position, tmp_path):
+    model = experiment.model
+    mixer = replace(model.pattern[0].mixer, position=position)
+    model = replace(model, pattern=(replace(model.pattern[0], mixer=mixer),))
+    settings = replace(experiment.train, steps=3)
+    here = replace(experiment, model=model, train=settings)
+    there = replace(here, mesh=Mesh(data=2, fsdp=2, model=2))
+    alone, meshed = (trained(e, tmp_path / n) for e, n in ((here, "alone"), (there, "meshed")))
+    for a, b in zip(meshed.read_metrics(), alone.read_metrics(), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_training_positions_resume_with_the_same_bits(experiment, tmp_path):
+    settings = replace(experiment.train, steps=6, checkpoint_every=3, positions=PoSE(longest=300))
+    asked = replace(experiment, train=settings)
+    whole = trained(asked, tmp_path / "whole")
+    part = trained(asked, tmp_path / "part")
+    shutil.rmtree(part.checkpoints / "6")
+    train(asked, part, asked.data.load(), None, Console(quiet=True))
+    assert same_bits(restore_params(asked, part), restore_params(asked, whole))
+    plain = trained(replace(asked, train=replace(settings, positions=None)), tmp_path / "plain")
+    losses = [[row["loss"] for row in r.read_metrics()] for r in (whole, plain)]
+    assert max(abs(a - b) for a, b in zip(*losses, strict=True)) > 1e-4
+
+
+def test_learned_positions_train_on_documents_longer_than_their_table(experiment, tmp_path):
+    """The rest of a long document, in another row, is counted from 0 again."""
+    mixer = replace(experiment.model.pattern[0].mixer, position=NoPE())
+    pattern = (replace(experiment.model.pattern[0], mixer=mixer),)
+    model = replace(experiment.model, pattern=pattern, positions=Learned(48))
+    trained(replace(experiment, model=model), tmp_path / "learned")
+    protocol = replace(experiment.evaluation, contexts=(16, 40))
+    fits = replace(experiment, model=model, evaluation=protocol)
+    corpus = experiment.data.load()
+    validate("learned", fits, {}, corpus)
+    with pytest.raises(ValueError, match="for texts of 48 tokens, and there are some of 208"):
+        validate("learned", replace(fits, evaluation=experiment.evaluation), {}, corpus)
 
 
 def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(experiment, tmp_path):

@@ -3,7 +3,7 @@
 from lcx.data.corpus import Corpus, Data
 from lcx.data.documents import SPLITS, Document, Documents
 from lcx.data.recall import MQAR
-from lcx.data.sources import SOURCES, TFDS, Conversations, Long, PythonCorpus, Source, TextFiles
+from lcx.data.sources import SOURCES, TFDS, Conversations, PythonCorpus, Source, TextFiles
 from lcx.data.task import Task, Texts
 from lcx.data.tokenizers import (
     BPE,
@@ -30,7 +30,6 @@ __all__ = [
     "Data",
     "Document",
     "Documents",
-    "Long",
     "PythonCorpus",
     "Source",
     "Task",

@@ -29,12 +29,16 @@ class Data:
     tokenizer: TokenizerSpec = Bytes()
     validation: float = 0.05
     test: float = 0.1
+    at_least: int = 0
+    """Bytes: shorter documents are not trained on. What is held out stays as it is."""
 
     def __post_init__(self):
         if not isinstance(self.source, Source):
             raise ValueError(f"Data: no source: {self.source!r}; write TextFiles('*.txt'), say")
         if not isinstance(self.tokenizer, TokenizerSpec):
             raise ValueError(f"Data: no tokenizer: {self.tokenizer!r}; write Bytes(), say")
+        if self.at_least < 0:
+            raise ValueError(f"Data: at_least cannot be negative, not {self.at_least}")
         if not (self.validation >= 0 and self.test >= 0 and self.validation + self.test < 1):
             raise ValueError(
                 f"Data: validation {self.validation} and test {self.test} must be shares of the "
@@ -74,7 +78,7 @@ class Corpus:
         """Raise ValueError where rows of `length` or the protocol do not fit."""
         if isinstance(protocol, Recall):
             raise ValueError("Recall measures MQAR; for text take SameTargets(), say")
-        self.documents("train")
+        self._trained_on("train")
         self.long_documents(protocol.split, protocol.length)
 
     def documents(self, split: str) -> Documents:
@@ -89,6 +93,19 @@ class Corpus:
                 "documents"
             )
         return self._splits[split]
+
+    def _trained_on(self, split: str) -> Documents:
+        """The documents of a split that are long enough to train on."""
+        documents, least = self.documents(split), self.data.at_least
+        if not least:
+            return documents
+        lengths = [len(document.text) for document in documents]
+        if not (chosen := [i for i, n in enumerate(lengths) if n >= least]):
+            raise ValueError(
+                f"no document of split {split!r} has {least} bytes (data.at_least); the longest of "
+                f"its {len(documents)} has {max(lengths)}"
+            )
+        return documents.select(chosen)
 
     def batches(
         self, length: int, batch: int, seed: int, split: str = "train"
@@ -105,7 +122,7 @@ class Corpus:
 
         if length < 1 or batch < 1 or seed < 0:
             raise ValueError(f"length {length} and batch {batch}: at least 1; seed {seed}: not < 0")
-        tokens = packing.Tokens.of(self.documents(split), self.tokenizer)
+        tokens = packing.Tokens.of(self._trained_on(split), self.tokenizer)
         return packing.rows(tokens, length, seed).batch(batch)
 
     def long_documents(self, split: str, tokens: int) -> list[tuple[str, Int[np.ndarray, " n"]]]:

@@ -168,23 +168,6 @@ def _conversation(turns: list[dict[str, str]]) -> str:
     return "\n\n".join(f"{s}: {t['value']}" for s, t in zip(speakers, turns, strict=True))
 
 
-@dataclass(frozen=True)
-class Long:
-    """The documents of a source that have at least so many bytes. Reads all of them once."""
-
-    source: Source
-    bytes: int
-
-    def documents(self) -> Documents:
-        documents = self.source.documents()
-        lengths = [len(document.text) for document in documents]
-        if not (chosen := [i for i, n in enumerate(lengths) if n >= self.bytes]):
-            raise ValueError(
-                f"{self}: no document has {self.bytes} bytes; the longest has {max(lengths)}"
-            )
-        return documents.select(chosen)
-
-
 SOURCES: dict[str, type[Source]] = {
-    c.__name__: c for c in (PythonCorpus, TextFiles, TFDS, Conversations, Long)
+    c.__name__: c for c in (PythonCorpus, TextFiles, TFDS, Conversations)
 }
