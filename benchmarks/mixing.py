@@ -5,9 +5,11 @@
 Forward and backward in fp32, one row, 2 heads of 64. First, of every recurrence and of attention to
 a bounded number of keys: the time per token at 65,536 tokens against that at 1,024 (flat: 1).
 Second, each recurrence's chunked form against its own token by token, at 8,192 tokens. Third,
-attention over a window of 512 against the whole past, at 32,768 tokens. Ratios are of best times in
+attention over a window of 512 against the whole past, at 32,768 tokens. Fourth, attention under each
+position scheme against none, at 4,096 tokens, and ALiBi as jax's own attention has it, with a bias of
+T x T. Ratios are of best times in
 one run; on a shared machine they still differ by a tenth. Cost: about four minutes on 2 cores. Name
-parts to run only these: `flat`, `chunks`, `window`.
+parts to run only these: `flat`, `chunks`, `window`, `positions`.
 """
 
 import sys
@@ -23,8 +25,8 @@ from lcx.ops.gated_linear_attention import gated_linear_attention
 from lcx.ops.linear_attention import linear_attention
 from lcx.ops.lru import lru
 from lcx.ops.wkv import wkv4
-from lcx.positions import NoPE
-from lcx.sparsity import ShiftedGroups, TopBlocks, Window
+from lcx.positions import ALiBi, DynamicNTK, NoPE, RoPE, XPos
+from lcx.sparsity import Full, SelfExtend, ShiftedGroups, TopBlocks, Window
 from lcx.start import huge_pages
 from lcx.types import Context
 
@@ -121,8 +123,34 @@ def window() -> None:
     print(f"{'attention':40}{1e3 * near:10.1f}{whole / near:8.1f}")
 
 
+def positions() -> None:
+    """Attention under each scheme against none."""
+    T = 4096
+    ctx = Context.of(jnp.arange(T)[None], lengths=jnp.full((1, T), T))
+    qkv = tuple(normal(1, T, H, K, seed=s) for s in range(3))
+
+    def attend(position, sparsity):
+        return gradients(lambda q, k, v: sparsity(q, k, v, ctx, position, None, None)[0])
+
+    def jax_alibi(q, k, v):
+        at = jnp.arange(T)
+        slopes = jnp.array(ALiBi().slopes(H))[:, None, None]
+        bias = (-slopes * (at[:, None] - at)[None]).astype(q.dtype)
+        return jax.nn.dot_product_attention(q, k, v, bias=bias[None], is_causal=True)
+
+    none = best(attend(NoPE(), Full()), *qkv)
+    print(f"\n{'a scheme against none, 4,096':40}{'ms':>10}{'ratio':>8}")
+    print(f"{'NoPE()':40}{1e3 * none:10.1f}{1:8.2f}")
+    dynamic = RoPE(scaling=DynamicNTK(1024))
+    forms = {repr(p): attend(p, Full()) for p in (RoPE(), ALiBi(), XPos())}
+    forms |= {"dynamic NTK": attend(dynamic, Full()), "SelfExtend": attend(RoPE(), SelfExtend())}
+    for name, form in (forms | {"ALiBi, jax.nn, bias of T x T": gradients(jax_alibi)}).items():
+        took = best(form, *qkv)
+        print(f"{name:40}{1e3 * took:10.1f}{took / none:8.2f}", flush=True)
+
+
 if __name__ == "__main__":
     huge_pages()
-    parts = {"flat": flat, "chunks": by_chunks, "window": window}
+    parts = {"flat": flat, "chunks": by_chunks, "window": window, "positions": positions}
     for part in sys.argv[1:] or parts:
         parts[part]()
