@@ -5,9 +5,9 @@
 Forward and backward in fp32, one row, 2 heads of 64. First, of every recurrence and of attention to
 a bounded number of keys: the time per token at 65,536 tokens against that at 1,024 (flat: 1).
 Second, each recurrence's chunked form against its own token by token, at 8,192 tokens. Third,
-attention over a window of 512 against the whole past, at 32,768 tokens. Fourth, attention under each
-position scheme against none, at 4,096 tokens, and ALiBi as jax's own attention has it, with a bias of
-T x T. Ratios are of best times in
+attention over a window of 512 against the whole past, at 32,768 tokens. Fourth, attention under
+each position scheme against none, at 4,096 tokens, and ALiBi as jax's own attention has it, with a
+bias of T x T. Ratios are of best times in
 one run; on a shared machine they still differ by a tenth. Cost: about four minutes on 2 cores. Name
 parts to run only these: `flat`, `chunks`, `window`, `positions`.
 """
@@ -27,6 +27,7 @@ from lcx.ops.lru import lru
 from lcx.ops.wkv import wkv4
 from lcx.positions import ALiBi, DynamicNTK, NoPE, RoPE, XPos
 from lcx.sparsity import Full, SelfExtend, ShiftedGroups, TopBlocks, Window
+from lcx.spec import describe
 from lcx.start import huge_pages
 from lcx.types import Context
 
@@ -142,7 +143,7 @@ def positions() -> None:
     print(f"\n{'a scheme against none, 4,096':40}{'ms':>10}{'ratio':>8}")
     print(f"{'NoPE()':40}{1e3 * none:10.1f}{1:8.2f}")
     dynamic = RoPE(scaling=DynamicNTK(1024))
-    forms = {repr(p): attend(p, Full()) for p in (RoPE(), ALiBi(), XPos())}
+    forms = {describe(p): attend(p, Full()) for p in (RoPE(), ALiBi(), XPos())}
     forms |= {"dynamic NTK": attend(dynamic, Full()), "SelfExtend": attend(RoPE(), SelfExtend())}
     for name, form in (forms | {"ALiBi, jax.nn, bias of T x T": gradients(jax_alibi)}).items():
         took = best(form, *qkv)
