@@ -14,8 +14,7 @@ your own texts the place of the library's, when the environment says where they 
     LONGCHAT_TEXTS='~/chats/*.json'    conversations (ShareGPT's form), or '~/texts/**/*.txt'
     LONGCHAT_RATIO=8                   the new length over the model's own
 
-The tokenizer must be byte-level (Llama 3's is, Llama 2's is not). A fine-tune of 7 B parameters
-takes a mesh: `--set mesh.fsdp=8 --set model.policy.params=bfloat16`.
+A fine-tune of 7 B parameters takes a mesh: `--set mesh.fsdp=8`.
 
 Cost: COST
 

@@ -34,6 +34,7 @@ from lcx.data import (
 )
 from lcx.data import tokenizers as lcx_tokenizers
 from lcx.data.documents import split_of
+from lcx.data.tokenizers import ByteLevelTokenizer
 from lcx.protocols import SameTargets
 
 
@@ -523,3 +524,39 @@ def test_conversations_are_documents_of_turns(tmp_path):
         path.write_text(wrong)
         with pytest.raises(ValueError, match="is no list of conversations"):
             Conversations(str(path)).documents()
+
+
+def llama_2_like() -> str:
+    """A tokenizer built as that of Llama 2 is, with a few merges."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
+    words += [*"▁abcdehlortw,.", "▁t", "he", "▁the", "lo"]
+    vocab = {word: i for i, word in enumerate(words)}
+    merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("l", "o")]
+    model = models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    made = Tokenizer(model)
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    strip = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    made.decoder = decoders.Sequence([*strip, decoders.Strip(" ", 1, 0)])
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return made.to_str()
+
+
+@given(st.binary(max_size=60) | st.text(alphabet="the lo▁<s>é\n", max_size=60).map(str.encode))
+def test_a_tokenizer_that_falls_back_to_bytes_loses_nothing(text):
+    tokenizer = ByteLevelTokenizer(llama_2_like(), "here")
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.byte_lengths[ids].sum() == len(text)
+
+
+def test_a_tokenizer_that_falls_back_to_bytes_uses_its_words():
+    tokenizer = ByteLevelTokenizer(llama_2_like(), "here")
+    assert tokenizer.bos == 1
+    ids = tokenizer.encode(b"lo the <s>\xff")
+    pieces = [tokenizer.decode(ids[i : i + 1]) for i in range(len(ids))]
+    assert pieces == [b"lo", b" the", b" ", b"<", b"s", b">", b"\xff"]
+    assert tokenizer.decode([1]) == b""

@@ -83,11 +83,13 @@ class BPE:
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """A byte-level tokenizer from a JSON file of the `tokenizers` library, such as GPT-2's.
+    """A published tokenizer: a JSON file of the `tokenizers` library.
 
-    Its BOS is the first of `BOS_NAMES` that it knows. Unicode normalisation (NFC), which some have,
-    is left out, because it would change the text. Raises ValueError on a file that holds no
-    tokenizer, one without a BOS, or one that does not give back every byte.
+    Over bytes, as GPT-2's and Llama 3's, or one that falls back to them, as Llama 1's and 2's. Its
+    BOS is the first of `BOS_NAMES` that it knows. What would change the text is left out: Unicode
+    normalisation (NFC), which some have, and the space that Llama 1 and 2 put before the first
+    word. Raises ValueError on a file that holds no tokenizer, one without a BOS, or one that does
+    not give back every byte.
     """
 
     path: str
@@ -100,6 +102,9 @@ class TokenizerFile:
 
 
 TOKENIZERS: dict[str, type[TokenizerSpec]] = {c.__name__: c for c in (Bytes, BPE, TokenizerFile)}
+
+SPACE = "\u2581"
+"""How SentencePiece writes a space."""
 
 BOS_NAMES = ("<s>", "<|begin_of_text|>", "<|endoftext|>", "<bos>")
 
@@ -123,10 +128,14 @@ class ByteTokenizer:
 
 
 class ByteLevelTokenizer:
-    """A tokenizer of the `tokenizers` library whose alphabet is the 256 bytes.
+    """A tokenizer of the `tokenizers` library that has a token for each of the 256 bytes.
 
     Valid UTF-8 goes through it; each other byte becomes the token of that single byte. Text that
     happens to spell a special token is plain text. `where` names it in errors.
+
+    Two alphabets are in use: a character for each byte (GPT-2), or characters, with tokens <0x00>
+    to <0xFF> for those that have none of their own, and SPACE for a space (SentencePiece). In the
+    second a SPACE of the text itself is written in bytes.
     """
 
     def __init__(self, json: str, where: str):
@@ -146,14 +155,18 @@ class ByteLevelTokenizer:
         self.bos = next((vocab[name] for name in BOS_NAMES if name in vocab), -1)
         if self.bos < 0:
             raise ValueError(f"{where}: no BOS among its tokens; looked for {', '.join(BOS_NAMES)}")
-        missing = sum(char not in vocab for char in BYTE_TO_CHAR)
+        self._pieces = "<0x00>" in vocab
+        names = [f"<0x{byte:02X}>" for byte in range(256)] if self._pieces else BYTE_TO_CHAR
+        missing = sum(name not in vocab for name in names)
         if missing:
             raise ValueError(
                 f"{where}: not byte-level: {missing} of the 256 bytes have no "
                 "token of their own, so bytes could not be counted. Byte-level BPE (as of GPT-2 "
-                "or Llama 3) is needed"
+                "or Llama 3), or one that falls back to bytes (Llama 2), is needed"
             )
-        self._byte_ids = [vocab[char] for char in BYTE_TO_CHAR]
+        if self._pieces:
+            self._model.normalizer = tokenizers.normalizers.Replace(" ", SPACE)
+        self._byte_ids = [vocab[name] for name in names]
         self.vocab_size = max(vocab.values()) + 1
         self._bytes = self._bytes_of_tokens(vocab)
         self.byte_lengths = np.array([len(token) for token in self._bytes], np.int32)
@@ -163,9 +176,10 @@ class ByteLevelTokenizer:
     def encode(self, text: bytes) -> Int[np.ndarray, " n"]:
         # "surrogateescape" writes an undecodable byte b as U+DC00 + b, which valid UTF-8 never has.
         ids: list[int] = []
-        for span in re.split("([\udc80-\udcff]+)", text.decode("utf-8", "surrogateescape")):
-            if span and "\udc80" <= span[0] <= "\udcff":
-                ids.extend(self._byte_ids[ord(char) - 0xDC00] for char in span)
+        apart = f"([\udc80-\udcff{SPACE if self._pieces else ''}]+)"
+        for span in re.split(apart, text.decode("utf-8", "surrogateescape")):
+            if re.match(apart, span):
+                ids.extend(self._byte_ids[b] for b in span.encode("utf-8", "surrogateescape"))
             else:
                 ids.extend(self._model.encode(span, add_special_tokens=False).ids)
         return np.array(ids, np.int32)
@@ -174,14 +188,19 @@ class ByteLevelTokenizer:
         return b"".join(self._bytes[i] for i in _checked(ids, self.vocab_size))
 
     def _bytes_of_tokens(self, vocab: dict[str, int]) -> list[bytes]:
-        """What each id stands for. Added tokens are plain text, the others are in BYTE_TO_CHAR."""
+        """What each id stands for. Added tokens are plain text, the others are in the alphabet."""
         char_to_byte = {char: byte for byte, char in enumerate(BYTE_TO_CHAR)}
         added = self._model.get_added_tokens_decoder()
         table = [b""] * self.vocab_size
         for token, index in vocab.items():
             if index not in added and index != self.bos:
-                # A character outside the alphabet can only be in a token that no text reaches.
-                table[index] = bytes(char_to_byte[c] for c in token if c in char_to_byte)
+                if self._pieces:
+                    byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
+                    text = token.replace(SPACE, " ").encode()
+                    table[index] = bytes.fromhex(byte[1]) if byte else text
+                else:
+                    # A character outside it can only be in a token that no text reaches.
+                    table[index] = bytes(char_to_byte[c] for c in token if c in char_to_byte)
         for index, token in added.items():
             if not token.special and index != self.bos:
                 table[index] = token.content.encode()
