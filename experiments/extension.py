@@ -95,7 +95,7 @@ def experiments() -> Experiments:
         variants[name] = stretched(scaled(scaling), zero_shot)
     for name in ("interpolation", "ntk", "yarn"):
         variants[f"{name}_16x"] = stretched(scaled(scalings(16.0)[name]), zero_shot)
-    variants["self_extend"] = stretched(lm(RoPE(), SelfExtend(128, group=16)), zero_shot)
+    variants["self_extend"] = stretched(lm(RoPE(), SelfExtend(128, group=24)), zero_shot)
     variants["window_of_256"] = stretched(lm(RoPE(), Window(256)), zero_shot)
     for name, scaling in ({"rope": None} | scalings(4.0) | dynamic).items():
         variants[f"{name}_tuned"] = stretched(scaled(scaling), tuned)

@@ -82,7 +82,10 @@ def published(folder: str, source: Source) -> Start:
 
 def experiments() -> Experiments:
     """Before, each step alone, and both."""
-    ratio, folder = int(os.environ.get("LONGCHAT_RATIO", "8")), os.environ.get("LONGCHAT_MODEL")
+    asked, folder = os.environ.get("LONGCHAT_RATIO", "8"), os.environ.get("LONGCHAT_MODEL")
+    if not asked.isdecimal() or int(asked) < 2:
+        raise ValueError(f"LONGCHAT_RATIO={asked}: a whole number from 2 on is needed")
+    ratio = int(asked)
     start = published(folder, texts()) if folder else small(texts())
     short, long = start.train.length, ratio * start.train.length
     contexts = [short - TARGETS]

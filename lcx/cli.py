@@ -31,7 +31,7 @@ from lcx.experiment import (
 from lcx.layers import CHANNELS, NORMS
 from lcx.metrics import Evaluation, jsonable
 from lcx.mixers import MIXERS
-from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, PositionScheme, Scaling
+from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, Learned, PositionScheme, Scaling
 from lcx.pretrained import Pretrained
 from lcx.protocols import PROTOCOLS
 from lcx.report import print_costs, print_table, write_report
@@ -244,7 +244,7 @@ def positions_command(
     out: Annotated[Path, arg(help="the picture, .png or .svg")] = Path("runs/positions.png"),
 ) -> None:
     """Show which rotary pairs a longer text interpolates, and which it extrapolates."""
-    known = POSITIONS | SCALINGS
+    known = POSITIONS | SCALINGS | TRAINING_POSITIONS | {"Learned": Learned}
     scheme = spec.parse(position, known)
     if not isinstance(scheme, PositionScheme):
         fits = f"; write RoPE(scaling={position})" if isinstance(scheme, Scaling) else ""

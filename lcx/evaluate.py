@@ -89,8 +89,10 @@ class Streamer:
         one = jax.eval_shape(partial(model.init_state, 1, self._capacity))
         self._rows = int(np.clip(STATE_BYTES // max(tree_bytes(one), 1), 1, ROWS))
         self._advance: Callable = jax.jit(
-            lambda params, tokens, state: model.hidden(params, tokens, state=state),
-            donate_argnums=2,
+            lambda params, tokens, positions, state: model.hidden(
+                params, tokens, positions, state=state
+            ),
+            donate_argnums=3,
         )
         self._scores: Callable = jax.jit(partial(_scores_in_pieces, model))
 
@@ -119,12 +121,14 @@ class Streamer:
             for score in window.scores:
                 wanted[row, score.first : score.last] = True
         nll, hit = np.zeros(tokens.shape, np.float32), np.zeros(tokens.shape, bool)
-        lengths = np.zeros(self._rows, np.int32)
+        lengths = np.ones(self._rows, np.int32)
         lengths[: len(windows)] = [len(w.tokens) - 1 for w in windows]  # the last is not read
         state = self._model.init_state(self._rows, self._capacity, jnp.asarray(lengths))
         for first in range(0, pieces * PIECE, PIECE):
             targets = slice(first + 1, first + 1 + PIECE)
-            x, state = self._advance(self._params, tokens[:, first : first + PIECE], state)
+            # padding stands where the last token does: at a position that there is
+            at = np.minimum(first + np.arange(PIECE, dtype=np.int32), lengths[:, None] - 1)
+            x, state = self._advance(self._params, tokens[:, first : first + PIECE], at, state)
             if wanted[:, targets].any():
                 scores = self._scores(self._params, x, tokens[:, targets])
                 nll[:, targets], hit[:, targets] = scores.nll, scores.hit

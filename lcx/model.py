@@ -147,6 +147,8 @@ class LM:
         """
         if lengths is None:
             lengths = jnp.full(batch, capacity, jnp.int32)
+        if jnp.shape(lengths) != (batch,):
+            raise ValueError(f"lengths must be of shape {(batch,)}, not {jnp.shape(lengths)}")
         return {
             "length": lengths,
             "position": jnp.zeros(batch, jnp.int32),
@@ -165,9 +167,10 @@ class LM:
         positions: Int[Array, "B T"] | None = None,
         segments: Int[Array, "B T"] | None = None,
         state: State | None = None,
+        lengths: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T vocab"], State | None]:
         """Logits of the next token (fp32), and the state after the last. See `hidden`."""
-        x, state = self.hidden(params, tokens, positions, segments, state)
+        x, state = self.hidden(params, tokens, positions, segments, state, lengths)
         return self.logits(params, x), state
 
     def hidden(

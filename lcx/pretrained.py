@@ -82,6 +82,8 @@ class Pretrained:
     def check(self, model: LM) -> None:
         """Raise ValueError where the weights do not fit a model; reads their headers alone."""
         shapes = {name: self._shape(name) for name in self._files}
+        unread = {name for name in shapes if not name.endswith("rotary_emb.inv_freq")}
+        unread -= {"lm_head.weight"} if model.tied else set()
         for leaf, like in _leaves(model).items():
             for name, shape in _tensors(model, leaf, like.shape):
                 if shapes.get(name) != shape:
@@ -89,6 +91,9 @@ class Pretrained:
                         f"{self}: {name} is {shapes.get(name, 'absent')}, the model's {leaf} asks "
                         f"for {shape}"
                     )
+                unread.discard(name)
+        if unread:
+            raise ValueError(f"{self}: {', '.join(sorted(unread)[:3])} have no place in the model")
 
     def load(self, model: LM) -> Params:
         """The parameters, in the model's dtype. Raises ValueError where they do not fit."""
@@ -111,7 +116,17 @@ class Pretrained:
         path = self._path / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{self}: no {path}")
-        return json.loads(path.read_text())
+        try:
+            config = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{self}: {path} is no JSON: {error}") from error
+        needed = (
+            "model_type vocab_size hidden_size intermediate_size num_hidden_layers "
+            "num_attention_heads rms_norm_eps max_position_embeddings"
+        )
+        if missing := [name for name in needed.split() if name not in config]:
+            raise ValueError(f"{self}: {path} does not say {', '.join(missing)}")
+        return config
 
     @property
     def _path(self) -> Path:
@@ -128,6 +143,7 @@ class Pretrained:
             "mlp_bias": False,
             "sliding_window": None,
             "head_dim": width,
+            "quantization_config": None,
         }
         for name, fits in ours.items():
             if config.get(name) not in (None, fits):

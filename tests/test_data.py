@@ -504,7 +504,7 @@ def test_short_documents_can_be_left_out_of_training_alone(texts):
     starts = {d.text[:199] for d in corpus.documents("train") if len(d.text) < 1500}
     assert not starts & seen
     assert {d.text[:199] for d in corpus.documents("train") if len(d.text) >= 1500} & seen
-    with pytest.raises(ValueError, match=r"has 99999 bytes \(data.at_least\); the longest of"):
+    with pytest.raises(ValueError, match=r"has 99999 tokens \(data.at_least\); the longest of"):
         replace(every, at_least=99_999).load().check(64, SameTargets(contexts=(16,), targets=8))
     with pytest.raises(ValueError, match="at_least cannot be negative"):
         Data(at_least=-1)
@@ -517,7 +517,7 @@ def test_conversations_are_documents_of_turns(tmp_path):
     path = tmp_path / "chats.json"
     path.write_text(json.dumps(chats))
     documents = Conversations(str(path)).documents()
-    assert documents.names == ["chats.json/a/0", "chats.json/1/1"]
+    assert documents.names == ["chats.json/a", "chats.json/1"]
     assert documents[0].text == b"USER: Hello?\n\nASSISTANT: Yes."
     assert documents[1].text == b"SYSTEM: Be brief.\n\nUSER: Hello?\n\nASSISTANT: Yes."
     for wrong in ("[1]", '{"a": 1}', '[{"turns": []}]', "not JSON"):

@@ -78,6 +78,16 @@ def test_a_part_that_turns(spelling):
     assert read_positions(LLAMA | neox) == RoPE(fraction=0.25)
 
 
+def test_what_families_leave_unsaid():
+    """The configs of Llama 1 and Falcon say no theta, that of Phi not which part turns."""
+    assert read_positions(LLAMA) == RoPE()
+    assert read_positions(LLAMA | {"model_type": "falcon"}) == RoPE()
+    phi = read_positions(LLAMA | {"model_type": "phi", "rope_theta": 1e4})
+    assert phi == RoPE(fraction=0.5)
+    layers = {"model_type": "smollm3", "rope_theta": 5e6, "no_rope_layers": [1, 1]}
+    assert read_positions(LLAMA | layers) == RoPE(5e6)
+
+
 def test_fixed_ntk_is_a_larger_base():
     written = write_positions(RoPE(1e4, NTK(4.0)), LLAMA)
     assert read_positions(written) == RoPE(1e4 * 4.0 ** (16 / 14))
@@ -140,7 +150,18 @@ def test_other_refusals():
     with pytest.raises(ValueError, match=r"model_type 'mamba'.*Known are bloom"):
         read_positions(LLAMA | {"model_type": "mamba"})
     with pytest.raises(ValueError, match="no rope_theta"):
-        read_positions(LLAMA)
+        read_positions(LLAMA | {"model_type": "qwen2"})
+    for said, message in (
+        ({"rope_condense_ratio": 8}, "says rope_condense_ratio, which is not known"),
+        ({"dual_chunk_attention_config": {}}, "dual_chunk_attention_config"),
+        ({"rope_scaling": 4.0}, "rope_scaling must be a dict"),
+        ({"rope_scaling": {"type": "linear", "factor": "4"}}, "factor must be a number"),
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "says different things"),
+        ({"model_type": "smollm3", "rope_theta": 1e4}, "smollm3 needs no_rope_layers"),
+        ({"model_type": "cohere2", "rope_theta": 1e4}, "model_type 'cohere2'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_positions(LLAMA | said)
     short = {n: v for n, v in LLAMA.items() if n != "max_position_embeddings"}
     dynamic = {"rope_theta": 1e4, "rope_scaling": {"type": "dynamic", "factor": 2}}
     with pytest.raises(ValueError, match="max_position_embeddings"):

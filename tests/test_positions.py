@@ -195,7 +195,7 @@ def test_a_document_of_one_token_can_be_placed():
     ("make", "message"),
     [
         (lambda: ALiBi(bias_max=0.0), "bias_max must be positive"),
-        (lambda: XPos(theta=1.0), "theta must be greater than 1"),
+        (lambda: XPos(theta=1.0), "theta must be finite and greater than 1"),
         (lambda: XPos(gamma=-1.0), "gamma must be positive"),
         (lambda: DynamicNTK(64, factor=0.5), "factor must be at least 1"),
         (lambda: DynamicNTK(0), "original must be at least 1"),

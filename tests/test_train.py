@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from lcx.checkpoint import CorruptCheckpointError
+from lcx.evaluate import evaluate
 from lcx.experiment import Train, validate
 from lcx.mesh import Mesh
 from lcx.optim import AdamW
@@ -165,11 +166,13 @@ def test_learned_positions_train_on_documents_longer_than_their_table(experiment
     mixer = replace(experiment.model.pattern[0].mixer, position=NoPE())
     pattern = (replace(experiment.model.pattern[0], mixer=mixer),)
     model = replace(experiment.model, pattern=pattern, positions=Learned(48))
-    trained(replace(experiment, model=model), tmp_path / "learned")
-    protocol = replace(experiment.evaluation, contexts=(16, 40))
+    protocol = replace(experiment.evaluation, contexts=(16, 40))  # and 8 targets: all there are
     fits = replace(experiment, model=model, evaluation=protocol)
     corpus = experiment.data.load()
     validate("learned", fits, {}, corpus)
+    params = restore_params(fits, trained(fits, tmp_path / "learned"))
+    scores, _ = evaluate(fits, params, corpus, "learned", Console(quiet=True))
+    assert all(np.isfinite(score["ppl"]) for score in scores)
     with pytest.raises(ValueError, match="for texts of 48 tokens, and there are some of 208"):
         validate("learned", replace(fits, evaluation=experiment.evaluation), {}, corpus)
 

@@ -17,6 +17,8 @@ from lcx.protocols import EvaluationProtocol, Recall
 if TYPE_CHECKING:
     import grain
 
+    from lcx.data import packing
+
 
 @dataclass(frozen=True)
 class Data:
@@ -30,7 +32,7 @@ class Data:
     validation: float = 0.05
     test: float = 0.1
     at_least: int = 0
-    """Bytes: shorter documents are not trained on. What is held out stays as it is."""
+    """Tokens: shorter documents are not trained on. What is held out stays as it is."""
 
     def __post_init__(self):
         if not isinstance(self.source, Source):
@@ -78,7 +80,7 @@ class Corpus:
         """Raise ValueError where rows of `length` or the protocol do not fit."""
         if isinstance(protocol, Recall):
             raise ValueError("Recall measures MQAR; for text take SameTargets(), say")
-        self._trained_on("train")
+        self._read("train")
         self.long_documents(protocol.split, protocol.length)
 
     def documents(self, split: str) -> Documents:
@@ -94,18 +96,21 @@ class Corpus:
             )
         return self._splits[split]
 
-    def _trained_on(self, split: str) -> Documents:
-        """The documents of a split that are long enough to train on."""
+    def _read(self, split: str) -> "packing.Tokens":
+        """The tokens of a split; to train on, of the documents that are long enough."""
+        from lcx.data import packing
+
         documents, least = self.documents(split), self.data.at_least
-        if not least:
-            return documents
-        lengths = [len(document.text) for document in documents]
-        if not (chosen := [i for i, n in enumerate(lengths) if n >= least]):
+        tokens = packing.Tokens.of(documents, self.tokenizer)
+        if split != "train" or not least:
+            return tokens
+        lengths = np.diff(tokens.bounds) - 1
+        if not len(chosen := np.flatnonzero(lengths >= least)):
             raise ValueError(
-                f"no document of split {split!r} has {least} bytes (data.at_least); the longest of "
-                f"its {len(documents)} has {max(lengths)}"
+                f"no document to train on has {least} tokens (data.at_least); the longest of "
+                f"{len(documents)} has {lengths.max()}"
             )
-        return documents.select(chosen)
+        return packing.Tokens.of(documents.select(chosen.tolist()), self.tokenizer)
 
     def batches(
         self, length: int, batch: int, seed: int, split: str = "train"
@@ -122,8 +127,7 @@ class Corpus:
 
         if length < 1 or batch < 1 or seed < 0:
             raise ValueError(f"length {length} and batch {batch}: at least 1; seed {seed}: not < 0")
-        tokens = packing.Tokens.of(self._trained_on(split), self.tokenizer)
-        return packing.rows(tokens, length, seed).batch(batch)
+        return packing.rows(self._read(split), length, seed).batch(batch)
 
     def long_documents(self, split: str, tokens: int) -> list[tuple[str, Int[np.ndarray, " n"]]]:
         """Name and ids (int32, whole, without BOS) of each document of at least `tokens` tokens.

@@ -146,12 +146,15 @@ class Conversations:
 
     def documents(self) -> Documents:
         files = TextFiles(self.glob).documents()
-        names, texts = [], []
+        names, texts, known = [], [], set()
         for file in files:
             try:
                 for number, entry in enumerate(json.loads(file.text)):
-                    names.append(f"{file.name}/{entry.get('id', number)}/{number}")
-                    texts.append(_conversation(entry["conversations"]).encode())
+                    name = f"{file.name}/{entry.get('id', number)}"
+                    names.append(name if name not in known else f"{name}/{number}")
+                    known.add(name)
+                    text = _conversation(entry["conversations"])
+                    texts.append(text.encode(errors="surrogatepass"))  # of half an emoji
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise ValueError(
                     f"{self}: {file.name} is no list of conversations ({error!r}); expected "
@@ -165,7 +168,7 @@ _SPEAKERS = {"human": "USER", "user": "USER", "gpt": "ASSISTANT", "assistant": "
 
 def _conversation(turns: list[dict[str, str]]) -> str:
     speakers = [_SPEAKERS.get(turn["from"], turn["from"].upper()) for turn in turns]
-    return "\n\n".join(f"{s}: {t['value']}" for s, t in zip(speakers, turns, strict=True))
+    return "\n\n".join(f"{s}: {t['value'] or ''}" for s, t in zip(speakers, turns, strict=True))
 
 
 SOURCES: dict[str, type[Source]] = {

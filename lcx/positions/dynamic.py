@@ -115,7 +115,7 @@ class LongRoPE:
         for name in ("short", "long"):
             if not all(0 < f < math.inf for f in getattr(self, name)):
                 raise ValueError(f"LongRoPE: the factors of {name} must all be positive")
-        if self.attention_factor is not None and not self.attention_factor > 0:
+        if self.attention_factor is not None and not 0 < self.attention_factor < math.inf:
             raise ValueError(
                 f"LongRoPE: attention_factor must be positive, not {self.attention_factor}"
             )

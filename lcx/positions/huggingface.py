@@ -23,8 +23,21 @@ HALVES = frozenset(
     "llama mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 phi phi3 olmo olmo2 olmoe "
     "falcon gpt_neox stablelm starcoder2 persimmon smollm3 gpt_oss granite".split()
 )
-NEIGHBOURS = frozenset("cohere cohere2 glm glm4 helium".split())
+NEIGHBOURS = frozenset("cohere glm glm4 helium".split())
 """Families with RoPE, by `model_type`, and which features they pair: no config says so."""
+
+FRACTIONS = {"phi": 0.5, "persimmon": 0.5, "glm": 0.5, "glm4": 0.5} | {
+    "stablelm": 0.25,
+    "gpt_neox": 0.25,
+}
+"""Which part of a head turns where a config does not say."""
+THETAS = {"llama": 1e4, "falcon": 1e4}
+"""As the first models of these families, whose configs say no theta."""
+REFUSED = (
+    *("rope_condense_ratio", "rope_ratio", "rope_pct", "rotary_dim", "no_rope_layer_interval"),
+    "dual_chunk_attention_config",
+)
+"""Keys that change positions and that are not understood here."""
 
 _ORIGINAL = "original_max_position_embeddings"
 _KEYS = {
@@ -62,8 +75,19 @@ def read_positions(config: Config) -> PositionScheme | Learned:
             f"model_type {kind!r}: how it pairs the features that turn is not known. Known are "
             f"bloom, mpt, gpt2, {', '.join(sorted(HALVES | NEIGHBOURS))}"
         )
-    if config.get("no_rope_layers"):
-        return _no_rope(config)
+    layers = config.get("no_rope_layers")
+    known = REFUSED[:-2] + REFUSED[-1:] if layers else REFUSED
+    if said := [name for name in known if config.get(name) is not None]:
+        raise ValueError(f"the config says {', '.join(said)}, which is not known here")
+    if kind == "smollm3" and not layers:
+        raise ValueError("smollm3 needs no_rope_layers: without, it gives some layers no position")
+    if layers and not any(layers):
+        return NoPE()
+    if layers and not all(layers):
+        raise ValueError(
+            "no_rope_layers: some layers have a position and others none, which is a pattern of "
+            "blocks, RoPE() in some and NoPE() in others"
+        )
     return _rope(config, kind in NEIGHBOURS)
 
 
@@ -83,9 +107,11 @@ def write_positions(
     new = {name: value for name, value in config.items() if name not in gone}
     match position:
         case Learned(length, factor) if kind == "gpt2" and factor == 1:
+            new.pop("max_position_embeddings", None)  # another name of the same
             return new | {"n_positions": length}
         case ALiBi(bias_max, scale) if kind == "mpt" and scale == 1:
-            attention = {"alibi": True, "alibi_bias_max": bias_max}
+            whole = int(bias_max) if bias_max == int(bias_max) else bias_max  # an int, there
+            attention = {"alibi": True, "alibi_bias_max": whole}
             return new | {"attn_config": (config.get("attn_config") or {}) | attention}
         case ALiBi() if kind == "bloom" and position == ALiBi():
             return new
@@ -118,15 +144,29 @@ def _rope(config: Config, interleaved: bool) -> RoPE:
         raise ValueError(
             f"rope_type {kind!r} with {', '.join(sorted(unknown))}: it may say {allowed}"
         )
-    theta = said.get("rope_theta") or config.get("rope_theta") or config.get("rotary_emb_base")
+    family = config["model_type"]
+    theta = _agreed(said, config, "rope_theta", "rotary_emb_base") or THETAS.get(family)
     if theta is None:
         raise ValueError("the config says no rope_theta")
-    named = ((said, "partial_rotary_factor"), (config, "partial_rotary_factor"))
-    fractions = [d[n] for d, n in (*named, (config, "rotary_pct")) if d.get(n) is not None]
-    fraction = float(fractions[0]) if fractions else 1.0
-    position = RoPE(float(theta), _scaling(kind, said, config), fraction, interleaved)
+    fraction = _agreed(said, config, "partial_rotary_factor", "rotary_pct")
+    fraction = FRACTIONS.get(family, 1.0) if fraction is None else fraction
+    position = RoPE(theta, _scaling(kind, said, config), fraction, interleaved)
     position.check(_head_width(config))
     return position
+
+
+def _agreed(said: Config, config: Config, *names: str) -> float | None:
+    """What the dict or the config itself says under one of these names."""
+    found = {f"{n}={d[n]}": _number(d, n) for d in (said, config) for n in names if d.get(n)}
+    if len(set(found.values())) > 1:
+        raise ValueError(f"the config says different things: {', '.join(found)}")
+    return next(iter(found.values()), None)
+
+
+def _number(said: Config, name: str) -> float:
+    if isinstance(said[name], bool) or not isinstance(said[name], int | float):
+        raise ValueError(f"{name} must be a number, not {said[name]!r}")
+    return float(said[name])
 
 
 def _said(config: Config) -> dict[str, Any]:
@@ -135,6 +175,8 @@ def _said(config: Config) -> dict[str, Any]:
     if len(found) == 2 and found["rope_parameters"] != found["rope_scaling"]:
         raise ValueError("rope_parameters and rope_scaling say different things")
     said = next(iter(found.values()), {})
+    if not isinstance(said, Mapping):
+        raise ValueError(f"{next(iter(found))} must be a dict, not {said!r}")
     if any(isinstance(value, Mapping) for value in said.values()):
         kinds = ", ".join(said)
         raise ValueError(f"the layers have different positions ({kinds}): read each one's dict")
@@ -142,15 +184,20 @@ def _said(config: Config) -> dict[str, Any]:
 
 
 def _scaling(kind: str, said: Config, config: Config) -> Scaling | None:
-    def number(name: str) -> float:
-        return float(_needed(said, name, f"rope_type {kind!r}"))
+    def number(name: str, default: float | None = None) -> float:
+        if default is not None and name not in said:
+            return default
+        _needed(said, name, f"rope_type {kind!r}")
+        return _number(said, name)
 
     def original() -> int:
-        where = said if _ORIGINAL in said else config
-        return int(_needed(where, _ORIGINAL, f"rope_type {kind!r}"))
+        if (found := _agreed(said, config, _ORIGINAL)) is None:
+            raise ValueError(
+                f"rope_type {kind!r} needs {_ORIGINAL}, and the config does not say it"
+            )
+        return int(found)
 
-    attention = said.get("attention_factor")
-    attention = None if attention is None else float(attention)
+    attention = number("attention_factor") if "attention_factor" in said else None
     match kind:
         case "linear":
             return Linear(number("factor"))
@@ -161,8 +208,8 @@ def _scaling(kind: str, said: Config, config: Config) -> Scaling | None:
             return YaRN(
                 number("factor"),
                 original(),
-                float(said.get("beta_fast", 32)),
-                float(said.get("beta_slow", 1)),
+                number("beta_fast", 32.0),
+                number("beta_slow", 1.0),
                 attention,
                 said.get("truncate", True),
             )
@@ -208,23 +255,25 @@ def _spelled(position: RoPE, config: Config, spelling: Spelling) -> dict[str, An
         case LongRoPE(short, long, original, factor, attention):
             more = {"rope_type": "longrope", "factor": factor, _ORIGINAL: original}
             more |= {"short_factor": list(short), "long_factor": list(long)}
+            top = {_ORIGINAL: original}
             more |= {} if attention is None else {"attention_factor": attention}
         case other:
             raise ValueError(f"{other} has no rope_type; those there are: {', '.join(_KEYS)}")
-    partial = {} if position.fraction == 1 else {"partial_rotary_factor": position.fraction}
+    family = config["model_type"]
+    if family == "phi3" and more["rope_type"] not in ("default", "longrope"):
+        raise ValueError(f"phi3 has no rope_type but longrope: not {position.scaling}")
+    if family == "smollm3":  # whose default is another
+        top |= {"no_rope_layers": [1] * _needed(config, "num_hidden_layers", "no_rope_layers")}
+    usual = position.fraction == FRACTIONS.get(family, 1.0)
+    partial = {} if usual else {"partial_rotary_factor": position.fraction}
     if spelling == "rope_parameters":
         return top | {"rope_parameters": more | partial | {"rope_theta": theta}}
-    scaling = None if more == {"rope_type": "default"} else more
+    default = more == {"rope_type": "default"} and family != "gpt_oss"  # which has YaRN otherwise
+    scaling = None if default else more
+    if family == "gpt_neox":
+        names = {"rotary_pct": position.fraction, "rotary_emb_base": theta}
+        return top | names | {"rope_scaling": scaling}
     return top | partial | {"rope_theta": theta, "rope_scaling": scaling}
-
-
-def _no_rope(config: Config) -> NoPE:
-    if any(config["no_rope_layers"]):
-        raise ValueError(
-            "no_rope_layers: some layers have a position and others none, which is a pattern of "
-            "blocks, RoPE() in some and NoPE() in others"
-        )
-    return NoPE()
 
 
 def _head_width(config: Config) -> int:

@@ -17,7 +17,7 @@ class Learned:
 
     Not a scheme of a mixer: `LM(positions=Learned(512))`, whose mixers then take `NoPE()`. With a
     factor, position p reads the table at p / factor, between two rows by linear interpolation: so a
-    trained table serves texts of `factor * length` tokens. Beyond them there is no vector. In
+    trained table serves texts of `factor * length` tokens. A longer one comes out as NaN. In
     training the pieces of a long document, which a row cuts, are counted from 0.
     """
 

@@ -1,5 +1,6 @@
 """Rotary position embedding."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +27,8 @@ class RoPE(PositionScheme):
     """Neighbours are pairs (the paper, GPT-J), where Llama pairs feature i with i + K/2."""
 
     def __post_init__(self):
-        if not self.theta > 1:
-            raise ValueError(f"RoPE: theta must be greater than 1, not {self.theta}")
+        if not 1 < self.theta < math.inf:
+            raise ValueError(f"RoPE: theta must be finite and greater than 1, not {self.theta}")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"RoPE: fraction must lie in (0, 1], not {self.fraction}")
 

@@ -105,7 +105,7 @@ class YaRN:
     def __post_init__(self):
         check_factor(self)
         check_yarn(self)
-        if self.attention_factor is not None and not self.attention_factor > 0:
+        if self.attention_factor is not None and not 0 < self.attention_factor < math.inf:
             raise ValueError(
                 f"YaRN: attention_factor must be positive, not {self.attention_factor}"
             )
@@ -182,7 +182,7 @@ def check_original(scaling: Any) -> None:
 def check_yarn(scaling: Any) -> None:
     """What the two kinds of YaRN ask of their numbers."""
     name, fast, slow = type(scaling).__name__, scaling.beta_fast, scaling.beta_slow
-    if not 0 < slow < fast:
+    if not 0 < slow < fast < math.inf:
         raise ValueError(
             f"{name}: beta_slow must be positive and below beta_fast, not {slow} and {fast}"
         )

@@ -97,9 +97,9 @@ def redraw(
 
 
 def _check(scheme: TrainingPositions) -> None:
-    if scheme.longest < 1:
+    if not 1 <= scheme.longest < 2**31:
         name = type(scheme).__name__
-        raise ValueError(f"{name}: longest must be at least 1, not {scheme.longest}")
+        raise ValueError(f"{name}: longest must be at least 1 and below 2^31, not {scheme.longest}")
 
 
 TRAINING_POSITIONS: dict[str, type] = {c.__name__: c for c in (Randomised, PoSE)}

@@ -26,8 +26,8 @@ class XPos(PositionScheme):
     scale_base: float = 512.0
 
     def __post_init__(self):
-        if not self.theta > 1:
-            raise ValueError(f"XPos: theta must be greater than 1, not {self.theta}")
+        if not 1 < self.theta < math.inf:
+            raise ValueError(f"XPos: theta must be finite and greater than 1, not {self.theta}")
         for name in ("gamma", "scale_base"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"XPos: {name} must be positive, not {getattr(self, name)}")

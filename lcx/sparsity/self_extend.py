@@ -19,8 +19,8 @@ class SelfExtend:
     Jin et al. 2024 (arXiv:2401.01325), equations 3 and 4: distances below `neighbours` as they are,
     beyond of floor(i / group) + neighbours - floor(neighbours / group) - floor(j / group). For
     evaluating a model that was trained with `Full()`, without any fine-tune: trained on L tokens,
-    it reads (L - neighbours) * group. State: as of `Full`, but keys are kept without positions, and
-    marked each time that they are read.
+    it reads (L - neighbours) * group + neighbours. State: as of `Full`, but keys are kept without
+    positions, and marked each time that they are read.
     """
 
     neighbours: int = 256

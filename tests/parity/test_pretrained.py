@@ -74,11 +74,24 @@ def test_what_does_not_fit_is_refused(tmp_path):
     for change, message in (
         ({"model_type": "mamba"}, "model_type 'mamba'; known are llama"),
         ({"attention_bias": True}, "attention_bias is True; only False"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config is .*; only None"),
+        ({"rms_norm_eps": 1e-6, "num_hidden_layers": 2}, None),
         ({"head_dim": 16}, "head_dim is 16; only 8"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
+        if message is None:  # weights of a third layer are left over
+            shallow = Pretrained(str(tmp_path)).model()
+            with pytest.raises(ValueError, match=r"model.layers.2.* have no place in the model"):
+                Pretrained(str(tmp_path)).check(shallow)
+            continue
         with pytest.raises(ValueError, match=message):
             Pretrained(str(tmp_path)).model()
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is no JSON"):
+        Pretrained(str(tmp_path)).model()
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="does not say vocab_size, hidden_size"):
+        Pretrained(str(tmp_path)).model()
     with pytest.raises(FileNotFoundError, match=r"no .*config\.json"):
         Pretrained(str(tmp_path / "nowhere")).model()
 
