@@ -16,9 +16,14 @@ your own texts the place of the library's, when the environment says where they 
 
 A fine-tune of 7 B parameters takes a mesh: `--set mesh.fsdp=8`.
 
-Cost: COST
+Cost: about 12 minutes on 2 cores. The numbers are in `LOG.md`.
 
-Expected, and measured: EXPECTED
+Expected, and measured: the base worsens at every doubling past its training. Step 1 alone makes it
+poor everywhere, and level up to the new length. Both steps are level, and at 2,048 tokens three
+times better than the base; at short contexts they are far from it, for 60 steps (0.15 million
+tokens) win back 1.4 of the 2.4 nats that condensing costs. At this size a fine-tune without
+condensing is better at every length that was measured: a small model learns new distances as soon
+as it sees them. LongChat's claim is about large models, and about fine-tunes of a thousand steps.
 """
 
 import os

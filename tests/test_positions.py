@@ -26,7 +26,8 @@ from lcx.positions import (
     YaRN,
 )
 from lcx.positions.training import redraw
-from lcx.sparsity import Fixed, Full, SelfExtend, Strided, TopBlocks, Window
+from lcx.sparsity import Fixed, Full, SelfExtend, ShiftedGroups, Strided, TopBlocks, Window
+from lcx.spec import describe
 from lcx.types import Context, Dims
 
 T, H, K = 700, 2, 16
@@ -69,6 +70,31 @@ def test_alibi_is_a_bias_on_distance(start):
     products = np.einsum("thk,shk->hts", *(np.asarray(x[0], np.float64) for x in (q, k)))
     expected = softmax(products / 4 - slopes[:, None, None] * distance, v)
     np.testing.assert_allclose(sparse(Full(), ALiBi(), start)[0], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("sparsity", [Strided(32), ShiftedGroups(64)], ids=describe)
+def test_alibi_under_a_sparsity_is_the_same_bias_on_fewer_keys(sparsity):
+    """Whole, and in pieces with a state."""
+    q, k, v = texts()
+    at = np.arange(T)
+    distance = at[:, None] - at
+    own, shifted = at // 64, (at + 32) // 64
+    groups = np.stack([g[:, None] == g for g in (own, shifted)])
+    strides = (distance < 32) | (distance % 32 == 0)
+    seen = groups if isinstance(sparsity, ShiftedGroups) else np.stack([strides] * 2)
+    products = np.einsum("thk,shk->hts", *(np.asarray(x[0], np.float64) for x in (q, k)))
+    slopes = np.array([2.0**-4, 2.0**-8])[:, None, None]
+    scores = np.where(seen, products / 4 - slopes * distance, -np.inf)
+    expected = softmax(scores, v)
+    np.testing.assert_allclose(sparse(sparsity, ALiBi())[0], expected, atol=2e-6)
+    state = sparsity.init_state(1, T, H, K, jnp.float32)
+    outputs = []
+    for begin, end in ((0, 1), (1, 40), (40, 333), (333, T)):
+        ctx = Context(jnp.arange(begin, end)[None])
+        piece = (x[:, begin:end] for x in (q, k, v))
+        o, _, state = sparsity(*piece, ctx, ALiBi(), None, state)
+        outputs.append(o)
+    np.testing.assert_allclose(jnp.concatenate(outputs, axis=1)[0], expected, atol=2e-6)
 
 
 def test_xpos_is_equation_11():

@@ -55,8 +55,6 @@ SETTINGS: tuple[Half, ...] = (
     SoftmaxAttention(kv_heads=2, sparsity=SelfExtend(8, group=4)),
     SoftmaxAttention(kv_heads=2, position=ALiBi(), softcap=1.5),
     SoftmaxAttention(kv_heads=1, position=ALiBi(), sparsity=Window(7, sinks=3)),
-    SoftmaxAttention(position=ALiBi(), sparsity=Strided(8)),
-    SoftmaxAttention(kv_heads=2, position=ALiBi(), sparsity=ShiftedGroups(8)),
     LinearAttention(heads=2, position=RoPE()),
     LinearAttention(feature_map="softmax"),
     LinearAttention(feature_map="taylor"),
