@@ -22,8 +22,8 @@ scaling nearly so, and only dynamic YaRN stays near beyond; PoSE does as well on
 is level at every length, and xPos worsens by a third at 4,096; both are behind RoPE at short
 contexts after so little training. Without positions a model learns slowly, and drifts. Positions at
 random teach far distances and hardly any near ones: read at 0, 1, 2, ... that model is poor at
-once, and stays so. Learned vectors that training has not shown are noise; read between those that it
-has, they are poor and level. A flat curve does not say that context is used: none falls after so
+once, and stays so. Learned vectors that training has not shown are noise; read between those that
+it has, they are poor and level. A flat curve does not say that context is used: none falls after so
 short a training.
 """
 
