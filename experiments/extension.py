@@ -8,8 +8,8 @@ positions drawn at random.
 
     lcx compare experiments/extension.py
 
-Cost: about an hour on 2 cores, most of it for the six models that are trained from the start (2.5
-million tokens each). The numbers are in `LOG.md`.
+Cost: about 70 minutes on 2 cores, most of it for the six models that are trained from the start
+(2.5 million tokens each). The numbers are in `LOG.md`.
 
 Expected, and measured: as it is, RoPE is 1.7 times worse at twice its context and 7.5 times at
 eight times. Interpolation alone ruins the short contexts, too, and 60 steps do not make that good
@@ -18,13 +18,14 @@ its factor: YaRN best of the scalings, NTK to less than its factor says. Dynamic
 short contexts and degrades gently past every factor; Self-Extend does better still, for nothing but
 its second pass. A window of 256 over the same weights loses nothing at any length, for it never
 looks further. After 60 steps at 1,280 all but interpolation are level to 1,024, RoPE without
-scaling nearly so, and only dynamic YaRN stays near beyond; PoSE does as well on rows of 320. ALiBi
-is level at every length, and xPos worsens by a third at 4,096; both are behind RoPE at short
-contexts after so little training. Without positions a model learns slowly, and drifts. Positions at
-random teach far distances and hardly any near ones: read at 0, 1, 2, ... that model is poor at
-once, and stays so. Learned vectors that training has not shown are noise; read between those that
-it has, they are poor and level. A flat curve does not say that context is used: none falls after so
-short a training.
+scaling nearly so, and only dynamic YaRN stays near beyond; PoSE does as well on rows of 320. After
+as many tokens at 5,120 both kinds of YaRN are within a tenth of the base's own perplexity up to
+2,048, and at 4,096 within a seventh. ALiBi is level at every length, and xPos worsens by a third at
+4,096; both are behind RoPE at short contexts after so little training. Without positions a model
+learns slowly, and drifts. Positions at random teach far distances and hardly any near ones: read at
+0, 1, 2, ... that model is poor at once, and stays so. Learned vectors are learnt slowly, too; those
+that training has not shown are noise, and read between those that it has, they are poor and level.
+A flat curve does not say that context is used: none falls after so short a training.
 """
 
 from dataclasses import replace
