@@ -19,8 +19,8 @@ short contexts and degrades gently past every factor; Self-Extend does better st
 its second pass. A window of 256 over the same weights loses nothing at any length, for it never
 looks further. After 60 steps at 1,280 all but interpolation are level to 1,024, RoPE without
 scaling nearly so, and only dynamic YaRN stays near beyond; PoSE does as well on rows of 320. After
-as many tokens at 5,120 both kinds of YaRN are within a tenth of the base's own perplexity up to
-2,048, and at 4,096 within a seventh. ALiBi is level at every length, and xPos worsens by a third at
+as many tokens at 5,120 both kinds of YaRN are within an eighth of the base's own perplexity up to
+2,048, and at 4,096 within a sixth. ALiBi is level at every length, and xPos worsens by a third at
 4,096; both are behind RoPE at short contexts after so little training. Without positions a model
 learns slowly, and drifts. Positions at random teach far distances and hardly any near ones: read at
 0, 1, 2, ... that model is poor at once, and stays so. Learned vectors are learnt slowly, too; those
