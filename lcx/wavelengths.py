@@ -66,8 +66,8 @@ def wavelengths(
             raise ValueError(f"--{name} must be at least 1, not {value}")
     position.check(width)
     match position:
-        case RoPE(theta, _, fraction, _):
-            width = int(fraction * width)
+        case RoPE(theta):
+            width = position.turning(width)
             inv_freq, magnitude = position.frequencies(width, length)
         case XPos(theta):
             inv_freq, magnitude = RoPE(theta).frequencies(width, length)
@@ -114,9 +114,9 @@ def print_wavelengths(waves: Wavelengths, console: Console) -> None:
 
 
 def write_picture(waves: Wavelengths, path: Path) -> None:
-    """The picture as a PNG, or as whatever the file's name ends with (svg, pdf)."""
+    """The picture, as what the file's name ends with: png, svg or pdf."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    kind = path.suffix.removeprefix(".") or "png"
+    kind = path.suffix.removeprefix(".")
     path.write_bytes(render(lambda look, narrow: _draw(waves, look), LIGHT, kind=kind))
 
 

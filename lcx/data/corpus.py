@@ -80,7 +80,9 @@ class Corpus:
         """Raise ValueError where rows of `length` or the protocol do not fit."""
         if isinstance(protocol, Recall):
             raise ValueError("Recall measures MQAR; for text take SameTargets(), say")
-        self._read("train")
+        self.documents("train")
+        if self.data.at_least:
+            self._read("train")
         self.long_documents(protocol.split, protocol.length)
 
     def documents(self, split: str) -> Documents:

@@ -44,7 +44,7 @@ class LinearAttention:
         only_marks("LinearAttention", self.position)
         self.position.check(width)
         if isinstance(self.position, RoPE):
-            magnitude = self.position.frequencies(int(self.position.fraction * width), 2**30)[1]
+            magnitude = self.position.frequencies(self.position.turning(width), 2**30)[1]
             if magnitude != 1:
                 raise ValueError(
                     f"LinearAttention: {type(self.position.scaling).__name__} multiplies queries "

@@ -26,15 +26,15 @@ HALVES = frozenset(
 NEIGHBOURS = frozenset("cohere glm glm4 helium".split())
 """Families with RoPE, by `model_type`, and which features they pair: no config says so."""
 
-FRACTIONS = {"phi": 0.5, "persimmon": 0.5, "glm": 0.5, "glm4": 0.5} | {
-    "stablelm": 0.25,
-    "gpt_neox": 0.25,
+FRACTIONS = {
+    **dict.fromkeys(("phi", "persimmon", "glm", "glm4"), 0.5),
+    **dict.fromkeys(("stablelm", "gpt_neox"), 0.25),
 }
 """Which part of a head turns where a config does not say."""
 THETAS = {"llama": 1e4, "falcon": 1e4}
 """As the first models of these families, whose configs say no theta."""
 REFUSED = (
-    *("rope_condense_ratio", "rope_ratio", "rope_pct", "rotary_dim", "no_rope_layer_interval"),
+    *("rope_condense_ratio", "rope_ratio", "rope_pct", "rotary_dim"),
     "dual_chunk_attention_config",
 )
 """Keys that change positions and that are not understood here."""
@@ -76,8 +76,9 @@ def read_positions(config: Config) -> PositionScheme | Learned:
             f"bloom, mpt, gpt2, {', '.join(sorted(HALVES | NEIGHBOURS))}"
         )
     layers = config.get("no_rope_layers")
-    known = REFUSED[:-2] + REFUSED[-1:] if layers else REFUSED
-    if said := [name for name in known if config.get(name) is not None]:
+    # the interval is what the layers follow from, where they are not said
+    unknown = REFUSED if layers else (*REFUSED, "no_rope_layer_interval")
+    if said := [name for name in unknown if config.get(name) is not None]:
         raise ValueError(f"the config says {', '.join(said)}, which is not known here")
     if kind == "smollm3" and not layers:
         raise ValueError("smollm3 needs no_rope_layers: without, it gives some layers no position")
@@ -237,7 +238,7 @@ def _spelled(position: RoPE, config: Config, spelling: Spelling) -> dict[str, An
         case None:
             more = {"rope_type": "default"}
         case NTK(factor):  # no kind of its own: a larger base
-            width = int(position.fraction * _head_width(config))
+            width = position.turning(_head_width(config))
             theta *= factor ** (width / max(width - 2, 1))
             more = {"rope_type": "default"}
         case Linear(factor):

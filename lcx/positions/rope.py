@@ -32,8 +32,12 @@ class RoPE(PositionScheme):
         if not 0 < self.fraction <= 1:
             raise ValueError(f"RoPE: fraction must lie in (0, 1], not {self.fraction}")
 
+    def turning(self, width: int) -> int:
+        """How many of a head's features turn."""
+        return int(self.fraction * width)
+
     def check(self, width: int) -> None:
-        turning = int(self.fraction * width)
+        turning = self.turning(width)
         if turning < 2 or turning % 2:
             part = "" if self.fraction == 1 else f", of which {self.fraction} is {turning},"
             raise ValueError(f"RoPE rotates pairs of features: heads of {width}{part} are odd")
@@ -53,7 +57,7 @@ class RoPE(PositionScheme):
     def __call__(
         self, q: Float[Array, "B T H K"], k: Float[Array, "B T G K"], ctx: Context
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"]]:
-        turning = int(self.fraction * q.shape[-1])
+        turning = self.turning(q.shape[-1])
         length = 0 if ctx.lengths is None else ctx.lengths
         inv_freq, magnitude = self.frequencies(turning, length)
         angle = rotary.angles(ctx.positions, inv_freq)

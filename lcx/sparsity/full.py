@@ -37,11 +37,7 @@ class Full:
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
         q, k = position(q, k, ctx)
         new = entries(k, v, ctx)
-        if state is None:
-            seen, offset = new, 0
-        else:
-            offset = state["length"]
-            seen = state = append(state, new)
+        seen, offset, after = append(state, new)
         one = state is None and ctx.segments is None
         o, lse = attention(
             *(q, seen["k"], seen["v"]),
@@ -51,4 +47,4 @@ class Full:
             bias=bias_of(position, q.shape[2], ctx.positions, seen["positions"]),
             decay=position.decay(q.shape[3]),
         )
-        return o, lse, state
+        return o, lse, after

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from lcx.ops.attention import Bias
+from lcx.ops.blockwise import Index
 from lcx.positions import PositionScheme
 from lcx.types import Context, State
 
@@ -26,16 +27,23 @@ def entries(k: Array, v: Array, ctx: Context) -> dict[str, Array]:
     return {"k": k, "v": v, "positions": ctx.positions, "segments": segments_of(ctx)}
 
 
-def append(state: State, new: dict[str, Array]) -> State:
-    """A growing cache, its `length` tokens followed by the entries of a piece.
+def append(
+    state: State | None, new: dict[str, Array]
+) -> tuple[dict[str, Array], Index, State | None]:
+    """The entries of the past and of a piece; the index of its first among them; the state after.
+
+    A growing cache has its `length` tokens followed by the piece's. Without a state there is none.
 
     Raises ValueError for a piece that no cache of this size could hold.
     """
+    if state is None:
+        return new, 0, None
     length, slots = new["k"].shape[1], state["k"].shape[1]
     if length > slots:
         raise ValueError(f"a piece of {length} tokens exceeds the state's {slots}")
     put, at = jax.lax.dynamic_update_slice_in_dim, state["length"]
-    return {n: put(state[n], new[n], at, axis=1) for n in new} | {"length": at + length}
+    seen = {n: put(state[n], new[n], at, axis=1) for n in new}
+    return seen, at, seen | {"length": at + length}
 
 
 def slide(state: State, new: dict[str, Array]) -> tuple[State, State]:

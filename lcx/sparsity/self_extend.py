@@ -53,11 +53,7 @@ class SelfExtend:
         state: State | None,
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
         new = entries(k, v, ctx)
-        if state is None:
-            seen, offset = new, 0
-        else:
-            offset = state["length"]
-            seen = state = append(state, new)
+        seen, offset, after = append(state, new)
 
         lengths = ctx.lengths
         if state is not None and lengths is not None:  # those of the text that is being read
@@ -81,4 +77,4 @@ class SelfExtend:
         near = part(own, past, offset, self.neighbours)
         shift = self.neighbours - self.neighbours // self.group
         far = part(own // self.group + shift, past // self.group, offset - self.neighbours, None)
-        return *merge(near, far), state
+        return *merge(near, far), after

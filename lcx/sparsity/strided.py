@@ -56,11 +56,7 @@ class Strided:
         length = q.shape[1]
         q, k = position(q, k, ctx)
         new = entries(k, v, ctx)
-        if state is None:
-            offset, seen = 0, new
-        else:
-            offset = state["length"]
-            seen = state = append(state, new)
+        seen, offset, after = append(state, new)
         near = attention(
             *(q, seen["k"], seen["v"]),
             offset=offset,
@@ -97,4 +93,4 @@ class Strided:
             bias=bias_of(position, q.shape[2], below["positions"], above["positions"]),
         )
         o, lse = merge(near, (flat(far[0]), flat(far[1])))
-        return o, lse, state
+        return o, lse, after

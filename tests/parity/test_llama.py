@@ -13,6 +13,7 @@ from lcx.mixers import SoftmaxAttention
 from lcx.model import LM, Block
 from lcx.positions import NTK, DynamicNTK, DynamicYaRN, Linear, Llama3, LongRoPE, RoPE, YaRN
 from lcx.positions.huggingface import write_positions
+from lcx.pretrained import NAMES
 from tests.parity.against_torch import (
     NEEDED,
     assert_leaves_close,
@@ -31,21 +32,6 @@ SHARPER = 2.5e-5
 """For LongRoPE: its magnitude sharpens scores by 1.3, and frequencies that depend on the length are
 fp32, rounded twice (1.2e-7). Measured: 1.8e-5; against torch in float64 1.5e-5, of which torch's
 own fp32 has 4.9e-6."""
-
-NAMES = {
-    "embed.embedding": "model.embed_tokens.weight",
-    "mixer_norm.scale": "model.layers.{}.input_layernorm.weight",
-    "mixer.q.kernel": "model.layers.{}.self_attn.q_proj.weight",
-    "mixer.k.kernel": "model.layers.{}.self_attn.k_proj.weight",
-    "mixer.v.kernel": "model.layers.{}.self_attn.v_proj.weight",
-    "mixer.out.kernel": "model.layers.{}.self_attn.o_proj.weight",
-    "channel_norm.scale": "model.layers.{}.post_attention_layernorm.weight",
-    "channel.gate.kernel": "model.layers.{}.mlp.gate_proj.weight",
-    "channel.up.kernel": "model.layers.{}.mlp.up_proj.weight",
-    "channel.down.kernel": "model.layers.{}.mlp.down_proj.weight",
-    "norm.scale": "model.norm.weight",
-    "head.kernel": "lm_head.weight",
-}
 
 
 def lm(kv_heads: int, position: RoPE, *, tied: bool, places: int = 1, repeats: int = 2) -> LM:
