@@ -7,8 +7,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from lcx import seqpar
 from lcx.dense import linear, residual, uniform, zeros
 from lcx.types import Context, Dims, Params, State
 
@@ -128,14 +129,18 @@ _ACTIVATIONS = {
 
 
 def token_shift(
-    x: Float[Array, "B T D"],
-    last: Float[Array, "B D"] | None,
-    starts: Bool[Array, "B T"] | None,
-) -> Float[Array, "B T D"]:
-    """The token before each token: zero before a document's first, `last` before the piece."""
-    first = jnp.zeros_like(x[:, :1]) if last is None else last[:, None].astype(x.dtype)
+    x: Float[Array, "B T D"], ctx: Context, state: State | None
+) -> tuple[Float[Array, "B T D"], Float[Array, "B D"]]:
+    """The token before each token, and the last of all, which the state keeps as `last`.
+
+    Zero before a document's first.
+    """
+    before = jnp.zeros_like(x[:, :1]) if state is None else state["last"][:, None].astype(x.dtype)
+    first = seqpar.halo(x, before, ctx.shards)
     previous = jnp.concatenate([first, x[:, :-1]], axis=1)
-    return previous if starts is None else jnp.where(starts[..., None], 0, previous)
+    if ctx.starts is not None:
+        previous = jnp.where(ctx.starts[..., None], 0, previous)
+    return previous, seqpar.last(x[:, -1], ctx.shards)
 
 
 @dataclass(frozen=True)
@@ -166,11 +171,11 @@ class RWKVChannelMix:
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> tuple[Float[Array, "B T D"], State | None]:
-        previous = token_shift(x, None if state is None else state["last"], ctx.starts)
+        previous, last = token_shift(x, ctx, state)
         k = params.key(blend(params.mix_k, x, previous))
         r = params.receptance(blend(params.mix_r, x, previous))
         y = jax.nn.sigmoid(r) * params.value(jnp.square(jax.nn.relu(k)))
-        return y, state and {"last": x[:, -1]}
+        return y, state and {"last": last}
 
 
 def token_mix(dims: Dims, power: float | Float[Array, ""]) -> Float[Array, " D"]:
@@ -226,9 +231,9 @@ class RWKV7ChannelMix:
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> tuple[Float[Array, "B T D"], State | None]:
-        before = token_shift(x, None if state is None else state["last"], ctx.starts) - x
-        k = params.key(x + before * params.mix[...].astype(x.dtype))
-        return params.value(jnp.square(jax.nn.relu(k))), state and {"last": x[:, -1]}
+        previous, last = token_shift(x, ctx, state)
+        k = params.key(x + (previous - x) * params.mix[...].astype(x.dtype))
+        return params.value(jnp.square(jax.nn.relu(k))), state and {"last": last}
 
 
 CHANNELS: dict[str, type] = {c.__name__: c for c in (SwiGLU, MLP, RWKVChannelMix, RWKV7ChannelMix)}

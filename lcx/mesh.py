@@ -1,11 +1,15 @@
 """Devices in a mesh, and which axis of which array is cut along which axis of the mesh."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from lcx.seqpar import AXIS, Shards
 
 RULES: dict[str | None, str | None] = {
     "embed": "fsdp",
@@ -13,24 +17,32 @@ RULES: dict[str | None, str | None] = {
     "heads": "model",
     "kv_heads": None,  # few: one copy on each shard of the query heads
     "mlp": "model",
+    "expert": "expert",
     None: None,
 }
 """From the logical name of a weight's axis to the mesh axis that it is cut along."""
 
-BATCH = PartitionSpec(("data", "fsdp"))
-"""Batches are cut along both axes over which a weight's gradients are summed."""
+ROWS = ("data", "fsdp", "expert")
+"""The axes that a batch's rows are cut along: all over which a weight's gradients are summed."""
+
+BATCH = PartitionSpec(ROWS, AXIS)
+"""Batches [B, T]: rows over `ROWS`, each row's tokens in contiguous pieces over "seq"."""
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """How many ways the work is cut: copies of the model, cuts of its weights, cuts of its layers.
+    """How many ways the work is cut. It changes where an experiment runs, and no result.
 
-    data: batches, weights copied. fsdp: batches and weights. model: heads and feed-forward.
+    data: batches; weights are copied. fsdp: batches and weights. seq: every row, in contiguous
+    pieces. model: heads and feed-forward layers. expert: batches, and the experts of layers that
+    have some.
     """
 
     data: int = 1
     fsdp: int = 1
+    seq: int = 1
     model: int = 1
+    expert: int = 1
 
     def __post_init__(self):
         for name, size in asdict(self).items():
@@ -40,27 +52,69 @@ class Mesh:
     @property
     def devices(self) -> int:
         """How many devices the mesh takes."""
-        return self.data * self.fsdp * self.model
+        return math.prod(asdict(self).values())
+
+    @property
+    def rows(self) -> int:
+        """How many ways the rows of a batch are cut."""
+        return self.data * self.fsdp * self.expert
+
+    @property
+    def shards(self) -> Shards | None:
+        """How many ways each row is cut; None: not at all."""
+        return Shards(self.seq) if self.seq > 1 else None
+
+    def check(self, available: int, processes: int = 1) -> None:
+        """Raise ValueError where the mesh cannot be laid on so many devices."""
+        axes = " x ".join(f"{name} {size}" for name, size in asdict(self).items() if size > 1)
+        takes = f"{axes or 'a single device'} takes {self.devices} of {available} devices"
+        if self.devices > available:
+            raise ValueError(f"{takes}: there are too few")
+        if processes > 1 and self.devices != available:
+            raise ValueError(
+                f"{takes}: with {processes} processes it has to take all of them, so that each "
+                f"has a part; mesh.data={self.data * available // self.devices} would"
+                if available % self.devices == 0
+                else f"{takes}: with {processes} processes it has to take all of them"
+            )
 
 
 def make_mesh(mesh: Mesh) -> jax.sharding.Mesh:
-    """The mesh on the first devices there are. Raises ValueError where there are too few."""
+    """The mesh on the first devices there are. Raises ValueError where there are too few.
+
+    Where devices come in groups with fast links inside (the slices of a TPU pod, or the hosts of
+    GPUs and CPUs), the outer axes go from group to group: data before fsdp before the others.
+    """
     available = jax.devices()
-    if mesh.devices > len(available):
-        raise ValueError(
-            f"the mesh {asdict(mesh)} takes {mesh.devices} devices; "
-            f"{len(available)} {available[0].platform} device(s) are here"
-        )
+    mesh.check(len(available), jax.process_count())
     sizes = asdict(mesh)
-    return jax.make_mesh(
-        tuple(sizes.values()),
-        tuple(sizes),
-        axis_types=(AxisType.Auto,) * len(sizes),
-        devices=available[: mesh.devices],
+    axis_types = (AxisType.Auto,) * len(sizes)
+    devices = available[: mesh.devices]
+    by_process = devices[0].platform != "tpu"
+    groups = len({d.process_index if by_process else getattr(d, "slice_index", 0) for d in devices})
+    if groups == 1:
+        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types, devices=devices)
+    between = _between(sizes, groups)
+    within = [size // between[name] for name, size in sizes.items()]
+    grid = mesh_utils.create_hybrid_device_mesh(
+        within, list(between.values()), devices, process_is_granule=by_process
     )
+    return jax.sharding.Mesh(grid, tuple(sizes), axis_types=axis_types)
 
 
-def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+def _between(sizes: dict[str, int], groups: int) -> dict[str, int]:
+    """How often each axis steps from one group of devices to another."""
+    between, left = dict.fromkeys(sizes, 1), groups
+    for name in (*ROWS, AXIS, "model"):  # the less an axis has to say to itself, the further out
+        between[name] = math.gcd(sizes[name], left)
+        left //= between[name]
+    if left > 1:
+        shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise ValueError(f"the mesh {shown} cannot be laid evenly over {groups} groups of devices")
+    return between
+
+
+def shardings(tree: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Any:
     """The sharding of each array of a (real or abstract) tree, from its parameters' axis names.
 
     Trees made from parameters, such as optimizer moments, keep the names. Leading axes without a

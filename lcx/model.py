@@ -9,10 +9,12 @@ from flax import nnx
 from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Int, Key
 
+from lcx import seqpar
 from lcx.dense import linear
 from lcx.layers import Norm, RMSNorm, SwiGLU
 from lcx.mixers import SoftmaxAttention
 from lcx.positions import Learned
+from lcx.seqpar import Shards
 from lcx.types import Context, Dims, Half, Params, Policy, SharingHalf, State
 
 
@@ -181,6 +183,7 @@ class LM:
         segments: Int[Array, "B T"] | None = None,
         state: State | None = None,
         lengths: Int[Array, " B"] | None = None,
+        shards: Shards | None = None,
     ) -> tuple[Float[Array, "B T D"], State | None]:
         """What the head reads, and the state after the last token (None without a state).
 
@@ -188,18 +191,22 @@ class LM:
         segments: which document of its row each token belongs to, 0 for padding; None: each row
         is one document. With a state the tokens continue the text that made it.
         lengths: of the texts, where a position scheme depends on it; None: T, or the state's.
+        shards: the T tokens are one device's piece of longer texts (`lcx.seqpar.sharded`).
         """
+        batch, length = tokens.shape
         if positions is None:
-            first = jnp.zeros(tokens.shape[0], jnp.int32) if state is None else state["position"]
-            positions = first[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+            first = jnp.zeros(batch, jnp.int32) if state is None else state["position"]
+            first = first + seqpar.index(shards) * length
+            positions = first[:, None] + jnp.arange(length, dtype=jnp.int32)
         if lengths is None:
-            whole = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
+            whole = jnp.full(batch, seqpar.length(length, shards), jnp.int32)
             lengths = whole if state is None else state["length"]
         ctx = Context.of(
             positions,
             segments,
             None if state is None else state["segment"],
             jnp.broadcast_to(lengths[:, None], tokens.shape),
+            shards,
         )
         x = params.embed(tokens)
         if self.positions:
@@ -212,8 +219,8 @@ class LM:
         segment = jnp.zeros_like(state["segment"]) if segments is None else segments[:, -1]
         after = {
             "length": lengths,
-            "position": positions[:, -1] + 1,
-            "segment": segment,
+            "position": seqpar.last(positions[:, -1] + 1, shards),
+            "segment": seqpar.last(segment, shards),
             "layers": layers,
         }
         return params.norm(x), after

@@ -15,6 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from lcx import seqpar
+from lcx.seqpar import Shards
+
 Params = nnx.Dict
 """A tree of parameters: plain pytree, made by a spec's `init` and taken by its `__call__`."""
 
@@ -54,13 +57,16 @@ class Context(NamedTuple):
     it, and 0 marks padding. `starts` is the same fact as a recurrence wants it: true on the first
     token of a document, also when that token is the first of a piece. Both are None when each row
     is one document. `lengths` is how long the text of each token will have become at its end, for
-    position schemes that depend on it; None: no longer than a training's.
+    position schemes that depend on it; None: no longer than a training's. `shards` says that these
+    T tokens are one device's piece of a longer sequence (`lcx.seqpar`); what an op needs of the
+    other pieces it fetches when it is given `shards`.
     """
 
     positions: Int[Array, "B T"]
     segments: Int[Array, "B T"] | None = None
     starts: Bool[Array, "B T"] | None = None
     lengths: Int[Array, "B T"] | None = None
+    shards: Shards | None = None
 
     @classmethod
     def of(
@@ -69,17 +75,19 @@ class Context(NamedTuple):
         segments: Int[Array, "B T"] | None = None,
         before: Int[Array, " B"] | None = None,
         lengths: Int[Array, "B T"] | None = None,
+        shards: Shards | None = None,
     ) -> "Context":
         """The context of a piece of text whose preceding token lay in segment `before`.
 
         Without `before` the piece is the beginning: its first token starts a document.
         """
         if segments is None:
-            return cls(positions, lengths=lengths)
+            return cls(positions, lengths=lengths, shards=shards)
         if before is None:
             before = jnp.full(segments.shape[:1], -1, segments.dtype)
-        previous = jnp.concatenate([before[:, None], segments[:, :-1]], axis=1)
-        return cls(positions, segments, segments != previous, lengths)
+        first = seqpar.halo(segments, before[:, None], shards)
+        previous = jnp.concatenate([first, segments[:, :-1]], axis=1)
+        return cls(positions, segments, segments != previous, lengths, shards)
 
 
 @runtime_checkable

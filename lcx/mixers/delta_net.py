@@ -55,6 +55,7 @@ class DeltaNet:
         o, S = delta_rule(
             *(q, k, v, jax.nn.sigmoid(params.beta(x).astype(jnp.float32))),
             starts=ctx.starts,
+            shards=ctx.shards,
             state=None if state is None else state["S"],
         )
         o = rms_normalise(o) * params.scale[...].astype(o.dtype)
@@ -112,6 +113,7 @@ class GatedDeltaNet:
             *(q, k, v, jax.nn.sigmoid(params.beta(x).astype(jnp.float32))),
             g=-jnp.exp(params.log_rate[...]) * step,
             starts=ctx.starts,
+            shards=ctx.shards,
             state=None if state is None else state["S"],
         )
         o = merge_heads(rms_normalise(o) * params.scale[...].astype(o.dtype))
@@ -133,7 +135,9 @@ def _convolved(params, x, ctx, state, heads):
     """Queries and keys of length 1 (queries times K^-1/2), values, and the convolution's state."""
     qkv = jnp.concatenate([params[n](x) for n in "qkv"], axis=-1)
     before = None if state is None else state["conv"]
-    qkv, last = short_conv(qkv, params.conv[...], starts=ctx.starts, state=before)
+    qkv, last = short_conv(
+        qkv, params.conv[...], starts=ctx.starts, state=before, shards=ctx.shards
+    )
     width = x.shape[-1]
     q, k, v = jnp.split(jax.nn.silu(qkv), [width, 2 * width], axis=-1)
     q, k, v = (split_heads(a, heads) for a in (q, k, v))

@@ -50,6 +50,7 @@ class GatedConv:
             params.b(x) * params.x(x),
             params.conv[...],
             starts=ctx.starts,
+            shards=ctx.shards,
             state=None if state is None else state["conv"],
         )
         return params.out(params.c(x) * y), state and {"conv": last}

@@ -68,6 +68,7 @@ class GLA:
             v,
             split_heads(jax.nn.log_sigmoid(logit) / self.temper, self.heads),
             starts=ctx.starts,
+            shards=ctx.shards,
             state=None if state is None else state["S"],
         )
         o = merge_heads(rms_normalise(o) * params.scale[...].astype(o.dtype))

@@ -57,6 +57,7 @@ class Lightning:
             *(q, k, v),
             g=jnp.broadcast_to(decay, (1, x.shape[1], self.heads)),
             starts=ctx.starts,
+            shards=ctx.shards,
             state=None if state is None else state["S"],
         )
         o = rms_normalise(merge_heads(o)) * params.scale[...].astype(o.dtype)

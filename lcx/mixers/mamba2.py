@@ -84,6 +84,7 @@ class Mamba2:
             params.conv[...],
             params.conv_bias[...],
             starts=ctx.starts,
+            shards=ctx.shards,
             state=None if state is None else state["conv"],
         )
         inner = xbc.shape[-1] - 2 * self.state
@@ -96,6 +97,7 @@ class Mamba2:
             v * step[..., None].astype(v.dtype),
             g=-jnp.exp(params.log_rate[...]) * step,
             starts=ctx.starts,
+            shards=ctx.shards,
             state=None if state is None else state["S"],
         )
         o = o + v * params.skip[...][:, None].astype(v.dtype)

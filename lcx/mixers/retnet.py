@@ -61,6 +61,7 @@ class RetNet:
             v,
             g=jnp.broadcast_to(log_decay, (1, x.shape[1], self.heads)),
             starts=ctx.starts,
+            shards=ctx.shards,
             state=None if state is None else state["S"],
         )
         y = jax.nn.silu(params.gate(x)) * merge_heads(rms_normalise(o))

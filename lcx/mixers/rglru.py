@@ -76,6 +76,7 @@ class RGLRU:
             params.conv[...],
             params.conv_bias[...],
             starts=ctx.starts,
+            shards=ctx.shards,
             state=before["conv"],
         )
 
@@ -88,7 +89,11 @@ class RGLRU:
         g = -SHARPNESS * rate * gate("recurrence_gate").astype(jnp.float32)
         share = jnp.where((ctx.positions == 0)[..., None], 1.0, sqrt(-jnp.expm1(2 * g)))
         h, last = lru(
-            share * (gate("input_gate") * inputs), g, starts=ctx.starts, state=before["h"]
+            share * (gate("input_gate") * inputs),
+            g,
+            starts=ctx.starts,
+            state=before["h"],
+            shards=ctx.shards,
         )
         y = params.out(h.astype(x.dtype) * jax.nn.gelu(params.gate(x)))
         return y, state and {"conv": conv, "h": last}

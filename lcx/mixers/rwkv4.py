@@ -56,7 +56,7 @@ class RWKV4:
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> tuple[Float[Array, "B T D"], State | None]:
-        previous = token_shift(x, None if state is None else state["last"], ctx.starts)
+        previous, last = token_shift(x, ctx, state)
         k = params.key(blend(params.mix_k, x, previous))
         v = params.value(blend(params.mix_v, x, previous))
         r = params.receptance(blend(params.mix_r, x, previous))
@@ -66,6 +66,7 @@ class RWKV4:
             k,
             v,
             starts=ctx.starts,
+            shards=ctx.shards,
             state=None if state is None else state["wkv"],
         )
-        return params.out(jax.nn.sigmoid(r) * o), state and {"last": x[:, -1], "wkv": wkv}
+        return params.out(jax.nn.sigmoid(r) * o), state and {"last": last, "wkv": wkv}

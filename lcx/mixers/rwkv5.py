@@ -62,7 +62,7 @@ class RWKV5:
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> tuple[Float[Array, "B T D"], State | None]:
-        previous = token_shift(x, None if state is None else state["last"], ctx.starts)
+        previous, last = token_shift(x, ctx, state)
         r = split_heads(params.receptance(blend(params.mix_r, x, previous)), self.heads)
         k = split_heads(params.key(blend(params.mix_k, x, previous)), self.heads)
         v = split_heads(params.value(blend(params.mix_v, x, previous)), self.heads)
@@ -73,9 +73,10 @@ class RWKV5:
             jnp.broadcast_to(decay, (1, x.shape[1], *decay.shape)),
             bonus=params.bonus[...],
             starts=ctx.starts,
+            shards=ctx.shards,
             state=None if state is None else state["S"],
         )
         # the original divides by 8 before a norm of eps 1e-5: the same as this eps
         o = merge_heads(standardise(o, 64e-5))
         o = o * params.scale[...].astype(o.dtype) + params.bias[...].astype(o.dtype)
-        return params.out(o * gate), state and {"last": x[:, -1], "S": S}
+        return params.out(o * gate), state and {"last": last, "S": S}

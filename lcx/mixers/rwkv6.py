@@ -70,7 +70,8 @@ class RWKV6:
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> tuple[Float[Array, "B T D"], State | None]:
-        before = token_shift(x, None if state is None else state["last"], ctx.starts) - x
+        previous, last = token_shift(x, ctx, state)
+        before = previous - x
         low = jnp.tanh(params.mix_in(x + before * params.mix_x[...].astype(x.dtype)))
         low = low.reshape(*low.shape[:2], 5, self.mix_rank)
         more = jnp.einsum("btmr,mrd->btmd", low, params.mix_out[...].astype(x.dtype))
@@ -85,9 +86,10 @@ class RWKV6:
             *(r, k, v, split_heads(decay, self.heads)),
             bonus=params.bonus[...],
             starts=ctx.starts,
+            shards=ctx.shards,
             state=None if state is None else state["S"],
         )
         o = merge_heads(standardise(o, 64e-5))
         o = o * params.scale[...].astype(o.dtype) + params.bias[...].astype(o.dtype)
         y = params.out(o * jax.nn.silu(params.gate(g)))
-        return y, state and {"last": x[:, -1], "S": S}
+        return y, state and {"last": last, "S": S}

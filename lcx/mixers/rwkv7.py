@@ -115,7 +115,8 @@ class RWKV7:
         state: State | None,
         shared: FirstValues,
     ) -> tuple[Float[Array, "B T D"], State | None, FirstValues]:
-        before = token_shift(x, None if state is None else state["last"], ctx.starts) - x
+        previous, last = token_shift(x, ctx, state)
+        before = previous - x
         xr, xw, xk, xv, xa, xg = (
             x + before * params[f"mix_{n}"][...].astype(x.dtype) for n in "rwkvag"
         )
@@ -141,9 +142,10 @@ class RWKV7:
             split_heads(STRONGEST * jax.nn.sigmoid(decay), self.heads),
             strongest=STRONGEST,
             starts=ctx.starts,
+            shards=ctx.shards,
             state=None if state is None else state["S"],
         )
         o = merge_heads(standardise(o, 64e-5)) * vector("scale") + vector("bias")
         own = (r * k * params.bonus[...].astype(x.dtype)).sum(axis=-1, keepdims=True) * v
         y = params.out((o + merge_heads(own)) * gate)
-        return y, state and {"last": x[:, -1], "S": S}, shared
+        return y, state and {"last": last, "S": S}, shared

@@ -93,7 +93,7 @@ def _near(size: int, length: int) -> int:
     return min(length, -(-length // (16 * pieces)) * 16)
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """What is known of a blockwise call when it is traced."""
 
     scoring: Scoring
@@ -102,7 +102,7 @@ class _Plan(NamedTuple):
     tiling: Tiling
 
 
-class _Marks(NamedTuple):
+class Marks(NamedTuple):
     """The documents and the positions of queries and of keys."""
 
     segments: Any
@@ -132,9 +132,9 @@ def blockwise(
 
     def row(q, k, v, marks, own):
         first = traced if own is None else own
-        return _attend(_Plan(scoring, static, tiling), first, q, k, v, marks)
+        return _attend(Plan(scoring, static, tiling), first, q, k, v, marks)
 
-    rows = q, k, v, _Marks(segments, positions), own
+    rows = q, k, v, Marks(segments, positions), own
     if tiling.rows == B:
         o, lse = jax.vmap(row)(*rows)
     else:
@@ -143,23 +143,44 @@ def blockwise(
     return o, jnp.where(lse == BLIND, HIDDEN, lse)
 
 
+def forward_of_rows(plan: Plan, first: Index, q: Array, k: Array, v: Array, marks: "Marks") -> Any:
+    """Output and logsumexp [B G R T] (BLIND if a query sees no key) of queries from `first` on.
+
+    For callers that join the results of several sets of keys, and differentiate them together.
+    """
+    return jax.vmap(lambda q, k, v, marks: _forward(plan, first, q, k, v, marks))(q, k, v, marks)
+
+
+def backward_of_rows(plan: Plan, saved: Any, cotangents: tuple[Array, Array]) -> Any:
+    """The gradients by q, k and v of what one set of keys adds to a joint o and lse.
+
+    saved: (first, q, k, v, marks, o, lse), as `forward_of_rows` has them, o and lse being joint.
+    """
+    first, *rows = saved
+
+    def row(rows, cotangents):
+        return _attend_bwd(plan, (first, *rows), cotangents)[1:4]
+
+    return jax.vmap(row)(tuple(rows), cotangents)
+
+
 # What follows sees one row of the batch: q is [T G R K], k [S G K], v [S G V], marks [T] and [S].
 # The R query heads of a KV head become rows of its tiles, so that fewer KV heads mean larger
 # matmuls and no key is repeated: a tile of scores is [G, R * queries, keys].
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: _Plan, first: Any, q: Array, k: Array, v: Array, marks: Any) -> Any:
+def _attend(plan: Plan, first: Any, q: Array, k: Array, v: Array, marks: Any) -> Any:
     return _forward(plan, first, q, k, v, marks)
 
 
-def _attend_fwd(plan: _Plan, first: Any, q: Array, k: Array, v: Array, marks: Any) -> Any:
+def _attend_fwd(plan: Plan, first: Any, q: Array, k: Array, v: Array, marks: Any) -> Any:
     o, lse = _forward(plan, first, q, k, v, marks)
     return (o, lse), (first, q, k, v, marks, o, lse)
 
 
 def _forward(
-    plan: _Plan, first: Any, q: Array, k: Array, v: Array, marks: Any
+    plan: Plan, first: Any, q: Array, k: Array, v: Array, marks: Any
 ) -> tuple[Float[Array, "T G R V"], Float[Array, "G R T"]]:
     """Output in q's dtype, and the logsumexp of each query's scores (BLIND if it sees none)."""
     (T, G, R, _), V = q.shape, v.shape[-1]
@@ -199,7 +220,7 @@ def _forward(
     return o[:T], lse[..., :T]
 
 
-def _attend_bwd(plan: _Plan, saved: Any, cotangents: tuple[Array, Array]) -> Any:
+def _attend_bwd(plan: Plan, saved: Any, cotangents: tuple[Array, Array]) -> Any:
     first, q, k, v, marks, o, lse = saved
     do, dlse = cotangents
     (T, G, _, K), S = q.shape, k.shape[0]
@@ -255,7 +276,7 @@ class _Tiles:
     of keys is moved back to end with them, and those it shares with the one before are masked.
     """
 
-    def __init__(self, plan: _Plan, first: Any, marks: _Marks, q_shape: Any, k_shape: Any):
+    def __init__(self, plan: Plan, first: Any, marks: Marks, q_shape: Any, k_shape: Any):
         self.tiling, self.scoring = plan.tiling, plan.scoring
         self.segments, self.positions = marks
         self.first = first if plan.offset is None else plan.offset

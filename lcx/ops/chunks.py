@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 
 def split(x: Shaped[Array, "B T ..."], chunk: int) -> Shaped[Array, "B N C ..."]:
@@ -27,6 +27,20 @@ def running_sum(x: Float[Array, "... C K"]) -> Float[Array, "... C K"]:
     """
     C = x.shape[-2]
     return jnp.matmul(jnp.tril(jnp.ones((C, C), x.dtype)), x, precision="highest")
+
+
+def decays_to_end(
+    g: Float[Array, "b T H K"], starts: Bool[Array, "B T"]
+) -> tuple[Float[Array, "B T H K"], Float[Array, "B H K"]]:
+    """What is left of each token at the end of a piece, and of the state that entered it.
+
+    g: log-decays. Nothing is left of what a later document's start has cleared.
+    """
+    later = jnp.cumsum(starts[:, ::-1], axis=1)[:, ::-1]  # starts from each token on
+    decay = jnp.cumsum(g[:, ::-1], axis=1)[:, ::-1]
+    after = (later - starts)[..., None, None]
+    to_end = jnp.exp(decay - g) * (after == 0)
+    return to_end, jnp.exp(decay[:, 0]) * (later[:, 0] == 0)[:, None, None]
 
 
 def halving(chunk: int, length: int) -> int:

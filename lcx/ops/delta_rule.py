@@ -23,9 +23,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from lcx import seqpar
 from lcx.ops import chunks
 from lcx.ops.gated_linear_attention import STRONGEST, block_of, pairs
 from lcx.ops.triangular import inverse
+from lcx.seqpar import Affine, Shards
 
 Implementation = Literal["reference", "chunked"]
 
@@ -39,6 +41,7 @@ def delta_rule(
     g: Float[Array, "B T H"] | None = None,
     starts: Bool[Array, "B T"] | None = None,
     state: Float[Array, "B H K V"] | None = None,
+    shards: Shards | None = None,
     chunk: int = 32,
     implementation: Implementation | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
@@ -54,9 +57,10 @@ def delta_rule(
         write = beta[..., None].astype(jnp.float32) * k.astype(jnp.float32)
         erase = -jnp.exp(g.astype(jnp.float32))[..., None] * k.astype(jnp.float32)
         decay = jnp.broadcast_to(g[..., None], k.shape)
-        return _reference(q, write, v, erase, write, decay, starts, state)
-    run = partial(_scalar_chunks, chunk)
-    return _in_slabs(run, (q, k, v, beta.astype(jnp.float32), g.astype(jnp.float32)), starts, state)
+        return _over_shards(_reference, (q, write, v, erase, write, decay), starts, state, shards)
+    run = partial(chunks.in_slabs, partial(_scalar_chunks, chunk))
+    tokens = (q, k, v, beta.astype(jnp.float32), g.astype(jnp.float32))
+    return _over_shards(run, tokens, starts, state, shards)
 
 
 def diagonal_delta_rule(
@@ -69,6 +73,7 @@ def diagonal_delta_rule(
     *,
     starts: Bool[Array, "B T"] | None = None,
     state: Float[Array, "B H K V"] | None = None,
+    shards: Shards | None = None,
     chunk: int = 32,
     strongest: float = STRONGEST,
     implementation: Implementation | None = None,
@@ -80,18 +85,39 @@ def diagonal_delta_rule(
     """
     chunk = chunks.halving(chunk, q.shape[1])
     if implementation == "reference":
-        return _reference(q, k, v, a, b, g, starts, state)
-    run = partial(_diagonal_chunks, chunk, strongest)
-    return _in_slabs(run, (q, k, v, a, b, g.astype(jnp.float32)), starts, state)
+        return _over_shards(_reference, (q, k, v, a, b, g), starts, state, shards)
+    run = partial(chunks.in_slabs, partial(_diagonal_chunks, chunk, strongest))
+    return _over_shards(run, (q, k, v, a, b, g.astype(jnp.float32)), starts, state, shards)
 
 
-def _empty(q, v):
-    return jnp.zeros((q.shape[0], *q.shape[2:], v.shape[-1]), jnp.float32)
+def _over_shards(run, tokens, starts, state, shards):
+    """`run(tokens, state)`, with what other shards leave behind.
 
-
-def _reference(q, k, v, a, b, g, starts, state):
-    """The recurrence of the second form, token by token."""
+    A shard is run once, on a state of nothing. K further columns of values that are 0, from a state
+    that is the identity, tell what the shard does to any state, and how each token reads it.
+    """
+    q, _, v, *rest = tokens
     starts = jnp.zeros((1, q.shape[1]), bool) if starts is None else starts
+    if state is None:
+        state = jnp.zeros((q.shape[0], *q.shape[2:], v.shape[-1]), jnp.float32)
+    if shards is None:
+        return run((*tokens, starts), state)
+    (K, V), identity = state.shape[-2:], jnp.eye(state.shape[-2])
+    nothing = jnp.zeros((*v.shape[:-1], K), v.dtype)
+    identity = jnp.broadcast_to(identity, (*state.shape[:-1], K))
+    wide = (q, tokens[1], jnp.concatenate([v, nothing], axis=-1), *rest, starts)
+    o, S = run(wide, jnp.concatenate([jnp.zeros_like(state), identity], axis=-1))
+    own = Affine(S[..., V:], S[..., :V])
+    before = Affine(identity, state)
+    (_, entering), (_, final) = seqpar.carry(seqpar.multiplied, before, own, shards)
+    o, read = o[..., :V], o[..., V:]
+    more = jnp.einsum("bthk,bhkv->bthv", read, entering.astype(read.dtype))
+    return o + more.astype(o.dtype), final
+
+
+def _reference(tokens, state):
+    """The recurrence of the second form, token by token."""
+    q, k, v, a, b, g, starts = tokens
 
     def step(S, token):
         q, k, v, a, b, g, start = token
@@ -103,14 +129,8 @@ def _reference(q, k, v, a, b, g, starts, state):
 
     fp32 = [x.astype(jnp.float32) for x in (q, k, v, a, b, g)]
     by_token = tuple(jnp.moveaxis(x, 1, 0) for x in (*fp32, starts))
-    state, o = jax.lax.scan(step, _empty(q, v) if state is None else state, by_token)
+    state, o = jax.lax.scan(step, state, by_token)
     return jnp.moveaxis(o, 0, 1).astype(q.dtype), state
-
-
-def _in_slabs(run, tokens, starts, state):
-    q, _, v = tokens[:3]
-    starts = jnp.zeros((1, q.shape[1]), bool) if starts is None else starts
-    return chunks.in_slabs(run, (*tokens, starts), _empty(q, v) if state is None else state)
 
 
 def _split(chunk, tokens):

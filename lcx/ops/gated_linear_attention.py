@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from lcx import seqpar
 from lcx.ops import chunks
+from lcx.seqpar import Affine, Shards
 
 Implementation = Literal["reference", "chunked"]
 
@@ -33,6 +35,7 @@ def gated_linear_attention(
     bonus: Float[Array, "H K"] | None = None,
     starts: Bool[Array, "B T"] | None = None,
     state: Float[Array, "B H K V"] | None = None,
+    shards: Shards | None = None,
     chunk: int = 64,
     implementation: Implementation | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
@@ -49,9 +52,24 @@ def gated_linear_attention(
         state = jnp.zeros((batch, heads, width, v.shape[-1]), jnp.float32)
     u = None if bonus is None else bonus.astype(jnp.float32)
     tokens = (q, k, v, g.astype(jnp.float32), starts)
+    final = None
+    if shards is not None:
+        before = Affine(jnp.ones_like(state[..., :1]), state)
+        (_, state), (_, final) = seqpar.carry(seqpar.scaled, before, _summary(tokens), shards)
     if implementation == "reference":
-        return _reference(tokens, u, state)
-    return chunks.in_slabs(partial(_chunked, u, chunk), tokens, state)
+        o, after = _reference(tokens, u, state)
+    else:
+        o, after = chunks.in_slabs(partial(_chunked, u, chunk), tokens, state)
+    return o, after if final is None else final
+
+
+def _summary(tokens):
+    """What the tokens do to any state."""
+    _, k, v, g, starts = tokens
+    to_end, kept = chunks.decays_to_end(jnp.maximum(g, STRONGEST), starts)
+    K = k * to_end.astype(k.dtype)
+    added = jnp.einsum("bthk,bthv->bhkv", K, v, preferred_element_type=jnp.float32)
+    return Affine(kept[..., None], added)
 
 
 def _reference(tokens, u, state):

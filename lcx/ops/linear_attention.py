@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from lcx import seqpar
 from lcx.ops import chunks
+from lcx.seqpar import Affine, Shards
 
 Implementation = Literal["reference", "chunked"]
 
@@ -31,6 +33,7 @@ def linear_attention(
     g: Float[Array, "b T H"] | None = None,
     starts: Bool[Array, "B T"] | None = None,
     state: Float[Array, "B H K V"] | None = None,
+    shards: Shards | None = None,
     chunk: int = 64,
     implementation: Implementation | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
@@ -50,9 +53,24 @@ def linear_attention(
     if state is None:
         state = jnp.zeros((batch, heads, q.shape[-1], v.shape[-1]), jnp.float32)
     tokens = (q, k, v, g.astype(jnp.float32), starts)
+    final = None
+    if shards is not None:
+        before = Affine(jnp.ones_like(state[..., :1, :1]), state)
+        (_, state), (_, final) = seqpar.carry(seqpar.scaled, before, _summary(tokens), shards)
     if implementation == "reference":
-        return _reference(tokens, state)
-    return chunks.in_slabs(partial(_chunked, min(chunk, length)), tokens, state)
+        o, after = _reference(tokens, state)
+    else:
+        o, after = chunks.in_slabs(partial(_chunked, min(chunk, length)), tokens, state)
+    return o, after if final is None else final
+
+
+def _summary(tokens):
+    """What the tokens do to any state."""
+    _, k, v, g, starts = tokens
+    to_end, kept = chunks.decays_to_end(jnp.maximum(g, STRONGEST)[..., None], starts)
+    V = (to_end.astype(v.dtype) * v).reshape(*v.shape[:2], k.shape[2], -1, v.shape[-1])
+    added = _product("btgk,btgrv->bgrkv", k, V)
+    return Affine(kept[..., None], added.reshape(added.shape[0], -1, *added.shape[3:]))
 
 
 def _reference(tokens, state):

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from lcx import seqpar
 from lcx.ops import chunks
+from lcx.seqpar import Affine, Shards
 
 
 def lru(
@@ -20,6 +22,7 @@ def lru(
     *,
     starts: Bool[Array, "B T"] | None = None,
     state: Float[Array, "B D"] | None = None,
+    shards: Shards | None = None,
     implementation: Literal["reference", "parallel"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B D"]]:
     """h of every token and the last, in fp32. `g`: log-decays, at most 0.
@@ -32,11 +35,24 @@ def lru(
     if state is None:
         state = jnp.zeros((x.shape[0], x.shape[2]), jnp.float32)
     tokens = (x.astype(jnp.float32), g.astype(jnp.float32), starts)
+    final = None
+    if shards is not None:
+        before = Affine(jnp.ones_like(state), state)
+        (_, state), (_, final) = seqpar.carry(seqpar.scaled, before, _summary(tokens), shards)
     if implementation is None:
         implementation = "reference" if jax.default_backend() == "cpu" else "parallel"
     if implementation == "reference":
-        return _reference(tokens, state)
-    return chunks.in_slabs(_parallel, tokens, state)
+        h, last = _reference(tokens, state)
+    else:
+        h, last = chunks.in_slabs(_parallel, tokens, state)
+    return h, last if final is None else final
+
+
+def _summary(tokens):
+    """What the tokens do to any state."""
+    x, g, starts = tokens
+    to_end, kept = chunks.decays_to_end(g[:, :, None], starts)
+    return Affine(kept[:, 0], (to_end[:, :, 0] * x).sum(axis=1))
 
 
 def _decay(g, starts):

@@ -8,6 +8,9 @@ Taps that reach before the document's first token read zero. The state is the la
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from lcx import seqpar
+from lcx.seqpar import Shards
+
 
 def short_conv(
     x: Float[Array, "B T D"],
@@ -16,6 +19,7 @@ def short_conv(
     *,
     starts: Bool[Array, "B T"] | None = None,
     state: Float[Array, "B W-1 D"] | None = None,
+    shards: Shards | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B W-1 D"]]:
     """Outputs in the dtype of x, summed in fp32; and the last W - 1 inputs of the document.
 
@@ -23,10 +27,12 @@ def short_conv(
     """
     taps, length = weight.shape[0], x.shape[1]
     before = jnp.zeros((x.shape[0], taps - 1, x.shape[2]), x.dtype) if state is None else state
-    inputs = jnp.concatenate([before.astype(x.dtype), x], axis=1)
+    inputs = jnp.concatenate([seqpar.halo(x, before.astype(x.dtype), shards), x], axis=1)
     document = None
     if starts is not None:
-        document = jnp.pad(jnp.cumsum(starts, axis=1), ((0, 0), (taps - 1, 0)))
+        none = jnp.zeros((starts.shape[0], taps - 1), bool)  # a state holds one document alone
+        all_starts = jnp.concatenate([seqpar.halo(starts, none, shards), starts], axis=1)
+        document = jnp.cumsum(all_starts, axis=1)
     y = jnp.zeros((), jnp.float32) if bias is None else bias.astype(jnp.float32)
     for i in range(taps):
         tap = inputs[:, i : i + length].astype(jnp.float32)
@@ -37,4 +43,4 @@ def short_conv(
     last = inputs[:, length:]
     if document is not None:
         last = jnp.where((document[:, length:] == document[:, -1:])[..., None], last, 0)
-    return y.astype(x.dtype), last
+    return y.astype(x.dtype), seqpar.last(last, shards)

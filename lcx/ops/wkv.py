@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from lcx import seqpar
 from lcx.ops import chunks
 from lcx.ops.lru import lru
+from lcx.seqpar import Shards
 
 EMPTY = -1e38
 """The exponent of a sum of nothing: finite, so that no difference of two is NaN."""
@@ -74,6 +76,7 @@ def wkv4(
     *,
     starts: Bool[Array, "B T"] | None = None,
     state: WKVState | None = None,
+    shards: Shards | None = None,
     implementation: Literal["reference", "scaled"] | None = None,
 ) -> tuple[Float[Array, "B T D"], WKVState]:
     """Outputs in the dtype of `v`, and the final state.
@@ -89,11 +92,42 @@ def wkv4(
     state = state._replace(exponent=lax.stop_gradient(state.exponent))  # a unit, not a value
     w, u, fk, fv = (a.astype(jnp.float32) for a in (w, u, k, v))
     tokens = (fk, fv, starts)
+    final = None
+    if shards is not None:
+        before = _Piece(jnp.zeros_like(state.exponent), state)
+        (_, state), (_, final) = seqpar.carry(_one_after, before, _summary(w, tokens), shards)
     if implementation == "reference":
-        out, state = _reference(w, u, tokens, state)
+        out, after = _reference(w, u, tokens, state)
     else:
-        out, state = chunks.in_slabs(lambda *slab: _scaled(w, u, *slab), tokens, state, slab=1024)
-    return out.astype(v.dtype), state
+        out, after = chunks.in_slabs(lambda *slab: _scaled(w, u, *slab), tokens, state, slab=1024)
+    return out.astype(v.dtype), after if final is None else final
+
+
+class _Piece(NamedTuple):
+    """What some tokens do to any state: decay it, and add to it."""
+
+    decay: Float[Array, "B D"]
+    """In log space; EMPTY where a document starts."""
+    added: WKVState
+
+
+def _one_after(first: _Piece, then: _Piece) -> _Piece:
+    decayed = _decay(first.added, then.decay)
+    # of sums of nothing, decayed, the exponent would sink out of fp32
+    decayed = decayed._replace(exponent=jnp.maximum(decayed.exponent, EMPTY))
+    return _Piece(jnp.maximum(first.decay + then.decay, EMPTY), _add(decayed, then.added))
+
+
+def _summary(w, tokens) -> _Piece:
+    k, v, starts = tokens
+    length = k.shape[1]
+    later = jnp.cumsum(starts[:, ::-1], axis=1)[:, ::-1]  # starts from each token on
+    last = (later == starts)[..., None]
+    weight = k + w * jnp.arange(length - 1, -1, -1, dtype=jnp.float32)[:, None]
+    exponent = lax.stop_gradient(jnp.where(last, weight, EMPTY).max(axis=1))
+    terms = jnp.where(last, jnp.exp(jnp.where(last, weight, EMPTY) - exponent[:, None]), 0.0)
+    added = WKVState((terms * v).sum(axis=1), terms.sum(axis=1), exponent)
+    return _Piece(jnp.where(later[:, :1] == 0, length * w, EMPTY), added)
 
 
 def _read(before: WKVState, u, k, v):

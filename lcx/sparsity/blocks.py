@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lcx import seqpar
 from lcx.ops.attention import attention
+from lcx.seqpar import Affine
 from lcx.sparsity.past import cache, ranks, slide
 from lcx.types import Context, State
 
@@ -58,16 +60,18 @@ def see(
 
     Raises ValueError for a piece that no state of this size could hold.
     """
-    length, old = q.shape[1], state["blocks"]
+    length, old, shards = q.shape[1], state["blocks"], ctx.shards
+    whole = seqpar.length(length, shards)
     room = (old["k"].shape[1] + 1) * block - 1
-    if length > room:
-        raise ValueError(f"a piece of {length} tokens exceeds the state's {room}")
-    rank = ranks(ctx, state["rank"])
-    index = jnp.arange(length, dtype=jnp.int32) + state["length"]
+    if whole > room:
+        raise ValueError(f"a piece of {whole} tokens exceeds the state's {room}")
+    rank, _ = ranks(ctx, state["rank"])
+    begin = state["length"] + seqpar.index(shards) * length
+    index = jnp.arange(length, dtype=jnp.int32) + begin
     # An own block, and a document, are known by the index of their first token
     own, document = index - rank % block, index - rank
     new = {"k": k, "v": v, "segments": own}
-    seen, tail = slide({n: state[n] for n in new}, new)
+    seen, tail = slide({n: state[n] for n in new}, new, shards)
     near = attention(
         *(q, seen["k"], seen["v"]),
         offset=block - 1,
@@ -78,15 +82,21 @@ def see(
 
     # Blocks that end in this piece go where the store is free.
     ends = rank % block == block - 1
-    number = jnp.cumsum(ends, axis=1, dtype=jnp.int32) + old["count"][:, None]
+    count = ends.sum(axis=1, dtype=jnp.int32)
+    before = Affine(jnp.ones_like(count), old["count"])
+    own_count = Affine(jnp.ones_like(count), count)
+    (_, free), (_, complete) = seqpar.carry(seqpar.scaled, before, own_count, shards)
+    number = jnp.cumsum(ends, axis=1, dtype=jnp.int32) + free[:, None]
     most = -(-length // block)
     (at,) = jax.vmap(lambda row: jnp.nonzero(row, size=most, fill_value=length))(ends)
     kept = old["k"].shape[2]
     # the block that ends at token t of the piece ends at t + block - 1 of what is seen
     tokens = at[..., None] + jnp.arange(block - kept, block)
-    slots = jnp.where(at < length, jnp.arange(most) + old["count"][:, None], old["k"].shape[1])
+    slots = jnp.where(at < length, jnp.arange(most) + free[:, None], old["k"].shape[1])
+    slots = seqpar.gather(slots, shards)
 
     def put(store, new):
+        new = seqpar.gather(new, shards)
         return jax.vmap(lambda s, n, i: s.at[i].set(n, mode="drop"))(store, new, slots)
 
     def take(x):
@@ -94,6 +104,7 @@ def see(
 
     blocks = {n: put(old[n], take(seen[n])) for n in ("k", "v")}
     first = jnp.take_along_axis(document, jnp.minimum(at, length - 1), axis=1)
-    blocks |= {"document": put(old["document"], first), "count": number[:, -1]}
-    after = tail | {"rank": rank[:, -1] + 1, "length": state["length"] + length, "blocks": blocks}
+    blocks |= {"document": put(old["document"], first), "count": complete}
+    rank_after = seqpar.last(rank[:, -1] + 1, shards)
+    after = tail | {"rank": rank_after, "length": state["length"] + whole, "blocks": blocks}
     return near, Stored(number - ends, document), after

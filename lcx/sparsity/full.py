@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lcx.ops.attention import attention
+from lcx.ops.sharded_attention import sharded_attention
 from lcx.positions import PositionScheme
 from lcx.sparsity.past import append, bias_of, cache, entries
 from lcx.types import Context, State
@@ -37,7 +38,18 @@ class Full:
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
         q, k = position(q, k, ctx)
         new = entries(k, v, ctx)
-        seen, offset, after = append(state, new)
+        if state is None and ctx.shards is not None:
+            o, lse = sharded_attention(
+                *(q, k, v),
+                shards=ctx.shards,
+                softcap=softcap,
+                segments=ctx.segments,
+                slopes=position.slopes(q.shape[2]),
+                positions=ctx.positions,
+                decay=position.decay(q.shape[3]),
+            )
+            return o, lse, None
+        seen, offset, after = append(state, new, ctx.shards)
         one = state is None and ctx.segments is None
         o, lse = attention(
             *(q, seen["k"], seen["v"]),

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from lcx import seqpar
 from lcx.ops.attention import Bias
 from lcx.ops.blockwise import Index
 from lcx.positions import PositionScheme
+from lcx.seqpar import Affine, Shards
 from lcx.types import Context, State
 
 
@@ -28,29 +30,33 @@ def entries(k: Array, v: Array, ctx: Context) -> dict[str, Array]:
 
 
 def append(
-    state: State | None, new: dict[str, Array]
+    state: State | None, new: dict[str, Array], shards: Shards | None
 ) -> tuple[dict[str, Array], Index, State | None]:
     """The entries of the past and of a piece; the index of its first among them; the state after.
 
     A growing cache has its `length` tokens followed by the piece's. Without a state there is none.
+    With shards, every one has the entries of all, and the index is that of its own first.
 
     Raises ValueError for a piece that no cache of this size could hold.
     """
+    begin = seqpar.index(shards) * new["k"].shape[1]
+    new = {n: seqpar.gather(a, shards) for n, a in new.items()}
     if state is None:
-        return new, 0, None
+        return new, begin, None
     length, slots = new["k"].shape[1], state["k"].shape[1]
     if length > slots:
         raise ValueError(f"a piece of {length} tokens exceeds the state's {slots}")
     put, at = jax.lax.dynamic_update_slice_in_dim, state["length"]
     seen = {n: put(state[n], new[n], at, axis=1) for n in new}
-    return seen, at, seen | {"length": at + length}
+    return seen, at + begin, seen | {"length": at + length}
 
 
-def slide(state: State, new: dict[str, Array]) -> tuple[State, State]:
+def slide(state: State, new: dict[str, Array], shards: Shards | None = None) -> tuple[State, State]:
     """The last tokens followed by a piece, to be seen; and the last of those, to be kept."""
     slots = state["k"].shape[1]
-    seen = {n: jnp.concatenate([state[n], new[n]], axis=1) for n in new}
-    return seen, {n: a[:, a.shape[1] - slots :] for n, a in seen.items()}
+    before = {n: seqpar.halo(new[n], state[n], shards) for n in new}
+    seen = {n: jnp.concatenate([before[n], new[n]], axis=1) for n in new}
+    return seen, seqpar.last({n: a[:, a.shape[1] - slots :] for n, a in seen.items()}, shards)
 
 
 def bias_of(
@@ -66,15 +72,26 @@ def segments_of(ctx: Context) -> Int[Array, "B T"]:
     return jnp.zeros_like(ctx.positions) if ctx.segments is None else ctx.segments
 
 
-def ranks(ctx: Context, before: Int[Array, " B"] | None) -> Int[Array, "B T"]:
+def ranks(
+    ctx: Context, before: Int[Array, " B"] | None
+) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
     """How many tokens of its document each token has before it, in this row or stream.
 
     Not its position: the first piece of a row may be the rest of a longer document. `before`: the
-    rank of the piece's first token if it goes on with a document; None: 0.
+    rank of the piece's first token if it goes on with a document; None: 0. Beside it that rank of
+    this shard.
     """
-    index = jnp.arange(ctx.positions.shape[1], dtype=jnp.int32)
-    on = index + (jnp.zeros_like(ctx.positions[:, :1]) if before is None else before[:, None])
+    batch, length = ctx.positions.shape
+    before = jnp.zeros(batch, jnp.int32) if before is None else before
+    index = jnp.arange(length, dtype=jnp.int32)
     if ctx.starts is None:
-        return on
+        before = before + seqpar.index(ctx.shards) * length
+        return index + before[:, None], before
     start = jax.lax.cummax(jnp.where(ctx.starts, index, -1), axis=1)
-    return jnp.where(start < 0, on, index - start)
+    last = start[:, -1]
+    # a shard lengthens the document that reaches into it, or begins another
+    own = Affine((last < 0).astype(jnp.int32), length - jnp.maximum(last, 0))
+    (_, before), _ = seqpar.carry(
+        seqpar.scaled, Affine(jnp.ones_like(before), before), own, ctx.shards
+    )
+    return jnp.where(start < 0, index + before[:, None], index - start), before

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lcx import seqpar
 from lcx.ops.attention import attention, merge
 from lcx.positions import PositionScheme, only_marks
 from lcx.sparsity.past import append, cache, entries
@@ -53,11 +54,14 @@ class SelfExtend:
         state: State | None,
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
         new = entries(k, v, ctx)
-        seen, offset, after = append(state, new)
+        seen, offset, after = append(state, new, ctx.shards)
 
         lengths = ctx.lengths
-        if state is not None and lengths is not None:  # those of the text that is being read
-            lengths = jnp.broadcast_to(lengths[:, -1:], seen["positions"].shape)
+        if lengths is not None:
+            if state is None:
+                lengths = seqpar.gather(lengths, ctx.shards)
+            else:  # those of the text that is being read
+                lengths = jnp.broadcast_to(lengths[:, -1:], seen["positions"].shape)
 
         def mark(x, positions, lengths):
             return position(x, x, Context(positions, lengths=lengths))[0]

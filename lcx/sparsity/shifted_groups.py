@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lcx import seqpar
 from lcx.ops.attention import attention
 from lcx.positions import PositionScheme
 from lcx.sparsity.past import bias_of, cache, entries, ranks, slide
@@ -57,16 +58,21 @@ class ShiftedGroups:
         softcap: float | None,
         state: State | None,
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
-        rank = ranks(ctx, None if state is None else state["rank"])
-        index = jnp.arange(q.shape[1], dtype=jnp.int32) + (0 if state is None else state["length"])
+        length, shards = q.shape[1], ctx.shards
+        rank, _ = ranks(ctx, None if state is None else state["rank"])
+        begin = seqpar.index(shards) * length + (0 if state is None else state["length"])
+        index = jnp.arange(length, dtype=jnp.int32) + begin
         # A group is known by the index of its first token, which no other group has.
         shifted = jnp.minimum((rank + self.group // 2) % self.group, rank)
         own = index[:, None] - jnp.stack([rank % self.group, shifted], axis=-1)
         q, k = position(q, k, ctx)
         seen, after = entries(k, v, ctx) | {"segments": own}, None
-        if state is not None:
-            seen, after = slide({n: state[n] for n in seen}, seen)
-            after |= {"rank": rank[:, -1] + 1, "length": state["length"] + q.shape[1]}
+        if state is not None or shards is not None:
+            B, _, G, K = k.shape
+            before = self.init_state(B, self.group, G, K, k.dtype) if state is None else state
+            seen, after = slide({n: before[n] for n in seen}, seen, shards)
+            after["rank"] = seqpar.last(rank[:, -1] + 1, shards)
+            after["length"] = before["length"] + seqpar.length(length, shards)
 
         bias = bias_of(position, q.shape[2], ctx.positions, seen["positions"])
 
@@ -91,4 +97,4 @@ class ShiftedGroups:
             for i in range(2)
         ]
         o, lse = (jnp.concatenate(parts, axis=2) for parts in zip(*halves, strict=True))
-        return o, lse, after
+        return o, lse, None if state is None else after

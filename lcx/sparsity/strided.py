@@ -56,7 +56,7 @@ class Strided:
         length = q.shape[1]
         q, k = position(q, k, ctx)
         new = entries(k, v, ctx)
-        seen, offset, after = append(state, new)
+        seen, offset, after = append(state, new, ctx.shards)
         near = attention(
             *(q, seen["k"], seen["v"]),
             offset=offset,
@@ -68,7 +68,8 @@ class Strided:
 
         # Time as a grid of `stride` columns: a query sees the rows above it in its column.
         row, column = offset // self.stride, offset % self.stride
-        rows = -(-(length + (0 if state is None else self.stride - 1)) // self.stride)
+        whole = isinstance(offset, int)  # begins a row of the grid
+        rows = -(-(length + (0 if whole else self.stride - 1)) // self.stride)
 
         def grid(x, rows, column):
             """[B, t, ...] from `column` of the first row on -> [B * stride, rows, ...]."""

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from lcx.ops.attention import merge
 from lcx.ops.block_attention import block_attention
 from lcx.positions import PositionScheme, only_marks
+from lcx.seqpar import length
 from lcx.sparsity import blocks
 from lcx.types import Context, State
 
@@ -54,7 +55,7 @@ class TopBlocks:
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
         q, k = position(q, k, ctx)
         B, T, G, K = k.shape
-        past = self.init_state(B, T, G, K, k.dtype) if state is None else state
+        past = self.init_state(B, length(T, ctx.shards), G, K, k.dtype) if state is None else state
         near, stored, after = blocks.see(q, k, v, ctx, self.block, softcap, past)
         store = after["blocks"]
         far = block_attention(

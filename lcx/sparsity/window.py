@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from lcx import seqpar
 from lcx.ops.attention import attend_few, attention, merge
 from lcx.positions import PositionScheme
+from lcx.seqpar import Affine
 from lcx.sparsity.past import bias_of, cache, entries, ranks, slide
 from lcx.types import Context, State
 
@@ -73,12 +75,16 @@ class Window:
             after = {"sinks": sinks, "rank": rank}
         q, k = position(q, k, ctx)
         new = entries(k, v, ctx)
-        if state is None:
+        alone = state is None and ctx.shards is None
+        if alone:
             seen, offset = new, 0
         else:
-            seen, kept = slide({n: state[n] for n in new}, new)
-            after, offset = kept | (after or {}), state["k"].shape[1]
-        one = state is None and ctx.segments is None
+            B, T, G, K = k.shape
+            whole = seqpar.length(T, ctx.shards)
+            before = self.init_state(B, whole, G, K, k.dtype) if state is None else state
+            seen, kept = slide({n: before[n] for n in new}, new, ctx.shards)
+            after, offset = kept | (after or {}), before["k"].shape[1]
+        one = alone and ctx.segments is None
         near = attention(
             *(q, seen["k"], seen["v"]),
             offset=offset,
@@ -96,23 +102,23 @@ class Window:
     ) -> tuple[Attended, State, Int[Array, " B"]]:
         """Attention to the sinks that have left the window; the last document's, and its rank."""
         B, T, n = *q.shape[:2], self.sinks
-        before = None if state is None else state["rank"]
-        rank = ranks(ctx, before)
+        rank, first = ranks(ctx, None if state is None else state["rank"])
         within = jnp.minimum(rank, n + self.size - 1)
         q, k = position(q, k, ctx._replace(positions=within))
         shape = (B, n, *k.shape[2:])
         old = {"k": jnp.zeros(shape, k.dtype), "v": jnp.zeros(shape, v.dtype)}
         old = old if state is None else state["sinks"]
         new = {"k": k, "v": v}
+        i = jnp.arange(n, dtype=jnp.int32)
+        start = jnp.arange(T, dtype=jnp.int32) - rank  # of the document; negative: before the piece
+        if ctx.shards is not None:
+            old = self._left_by_earlier_shards(old, new, start[:, -1:] + i, ctx)
         known = {name: jnp.concatenate([old[name], new[name]], axis=1) for name in new}
 
         # Where the i-th sink of each token's document lies: in this piece, behind the n old ones,
         # or among these, if its rank is below that of the piece's first token.
-        i = jnp.arange(n, dtype=jnp.int32)
-        first = jnp.zeros((B, 1), jnp.int32) if before is None else before[:, None]
-        start = jnp.arange(T, dtype=jnp.int32) - rank  # of the document; negative: before the piece
         at = n + start[..., None] + i
-        at = jnp.where((start < 0)[..., None] & (i < first[..., None]), i, at)
+        at = jnp.where((start < 0)[..., None] & (i < first[:, None, None]), i, at)
         at = jnp.clip(at, 0, n + T - 1)
         seen = rank[..., None] - i >= self.size
 
@@ -129,4 +135,22 @@ class Window:
         o = attend_few(q, each["k"], each["v"], seen, softcap=softcap, bias=bias)
         held = (i <= rank[:, -1:])[..., None, None]
         kept = {name: jnp.where(held, a, 0) for name, a in last.items()}
-        return o, kept, rank[:, -1] + 1
+        return o, *seqpar.last((kept, rank[:, -1] + 1), ctx.shards)
+
+    def _left_by_earlier_shards(self, old, new, at, ctx) -> State:
+        """The sinks of the document that reaches into this shard.
+
+        at: where the sinks of the shard's last document lie in it, or would lie.
+        """
+        T = ctx.positions.shape[1]
+        here = (at >= 0) & (at < T)
+        clears = here if ctx.starts is None else here | ctx.starts.any(axis=1, keepdims=True)
+        put, stays = here[..., None, None], (~clears)[..., None, None]
+
+        def left(name):
+            own = jnp.take_along_axis(new[name], jnp.clip(at, 0, T - 1)[..., None, None], axis=1)
+            before = Affine(jnp.ones_like(stays, own.dtype), old[name])
+            here = Affine(stays.astype(own.dtype), jnp.where(put, own, 0))
+            return seqpar.carry(seqpar.scaled, before, here, ctx.shards)[0].added
+
+        return {name: left(name) for name in new}
