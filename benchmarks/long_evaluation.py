@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from lcx.evaluate import Job, Streamer
+from lcx.mesh import Mesh
 from lcx.mixers import SoftmaxAttention
 from lcx.model import LM, Block
 from lcx.protocols import SameTargets
@@ -29,7 +30,7 @@ def main() -> None:
     jobs = [Job(0, window) for window in protocol.windows(text, bos=256)]
     params = jax.jit(MODEL.init)(jax.random.key(0))
     began = time.perf_counter()
-    streamer = Streamer(MODEL, params, longest=max(len(job.window.tokens) for job in jobs))
+    streamer = Streamer(MODEL, params, max(len(job.window.tokens) for job in jobs), Mesh())
     (_, nll, _), *_ = streamer.score(jobs)
     seconds = time.perf_counter() - began
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from lcx.processes import first, together
+
 Tree = Any
 
 
@@ -35,12 +37,13 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, step: int, tree: Tree, batches: Any) -> None:
-        """Write in the background. `batches`: a grain iterator, whose state is saved beside."""
-        import grain
+        """Write in the background. `batches`: an iterator, whose state is saved beside, as JSON.
 
+        To be called by all processes; the state is one and the same for all of them.
+        """
         items: dict[str, ocp.args.CheckpointArgs] = {"arrays": ocp.args.PyTreeSave(_by_path(tree))}
         if batches is not None:
-            items["data"] = grain.checkpoint.CheckpointSave(batches)
+            items["data"] = ocp.args.JsonSave(batches.get_state())
         self._manager.save(step, args=ocp.args.Composite(**items))
 
     @property
@@ -55,8 +58,6 @@ class Checkpoints:
         An iterator of `batches` is put where it was. A checkpoint that cannot be read is reported
         and the one before it is taken; CorruptCheckpointError where none can be read.
         """
-        import grain
-
         flat = _by_path(like)
         arrays = ocp.args.PyTreeRestore(
             flat,
@@ -65,16 +66,19 @@ class Checkpoints:
         )
         items: dict[str, ocp.args.CheckpointArgs] = {"arrays": arrays}
         if batches is not None:
-            items["data"] = grain.checkpoint.CheckpointRestore(batches)
+            items["data"] = ocp.args.JsonRestore()
         steps = self.steps
         for step in reversed(steps):
             try:
-                found = self._manager.restore(step, args=ocp.args.Composite(**items))["arrays"]
+                found = self._manager.restore(step, args=ocp.args.Composite(**items))
+                if batches is not None:
+                    batches.set_state(found["data"])
             except Exception as error:  # whatever a damaged file makes the reader raise
                 reason = str(error).strip().split("\n")[0][:200]
                 self._warn(f"checkpoint {step} in {self.folder} cannot be read ({reason})")
                 continue
-            return step, jax.tree.unflatten(jax.tree.structure(like), [found[p] for p in flat])
+            arrays = found["arrays"]
+            return step, jax.tree.unflatten(jax.tree.structure(like), [arrays[p] for p in flat])
         if steps:
             raise CorruptCheckpointError(
                 f"none of the checkpoints {steps} in {self.folder} can be read; "
@@ -85,11 +89,12 @@ class Checkpoints:
     def set_aside(self, after: int) -> None:
         """Move the checkpoints after a step away, into `unreadable/` beside the folder."""
         for step in self.steps:
-            if step > after:
+            if step > after and first():
                 away = self.folder.parent / "unreadable" / f"{step}-{time.time_ns()}"
                 away.parent.mkdir(exist_ok=True)
                 (self.folder / str(step)).rename(away)
                 self._warn(f"it was moved to {away}")
+        together("checkpoints are set aside")
         self._manager.reload()
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +35,7 @@ from lcx.metrics import Evaluation, jsonable
 from lcx.mixers import MIXERS
 from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, Learned, PositionScheme, Scaling
 from lcx.pretrained import Pretrained
+from lcx.processes import PREEMPTED, JoinError, Preempted, Preemption, first, join, leave
 from lcx.protocols import PROTOCOLS
 from lcx.report import print_costs, print_table, write_report
 from lcx.runs import Run, environment, write_json
@@ -67,6 +70,7 @@ class Session:
     out: Path
     corpora: dict[Task, Texts]
     console: Console
+    preemption: Preemption
 
     @property
     def order(self) -> list[str]:
@@ -91,7 +95,8 @@ class Session:
                 start = experiment.init_from.load(experiment.model)
             elif parent := experiment.init_from:
                 start = restore_params(self.experiments[parent], self.run(parent), self.console)
-            train(experiment, run, self.corpora[experiment.data], start, self.console)
+            corpus = self.corpora[experiment.data]
+            train(experiment, run, corpus, start, self.console, self.preemption)
 
     def _reusable(self, name: str) -> bool:
         """Whether a variant is trained, and its last checkpoint can be read."""
@@ -110,7 +115,7 @@ class Session:
             self.console.print(f"{name}: evaluated already ({path}), reused")
             return json.loads(path.read_text())
         params = restore_params(experiment, run, self.console)
-        scores, seconds = evaluate(experiment, params, corpus, name, self.console)
+        scores, seconds = evaluate(experiment, params, corpus, name, self.console, self.preemption)
         stages = [self.run(n).read_metrics() for n in with_ancestors([name], self.experiments)]
         last = [rows[-1] for rows in stages if rows]
         result = Evaluation(
@@ -125,15 +130,21 @@ class Session:
             contexts=scores,
             environment={k: v for k, v in environment().items() if k != "diff"},
         )
-        write_json(path, jsonable(result))
+        if first():
+            write_json(path, jsonable(result))
         return result
 
 
+@contextmanager
 def open_session(
     file: Path, out: Path | None, only: str | None, assignments: tuple[str, ...]
-) -> Session:
-    """Load, override, and check everything that can be known before long work starts."""
-    console = Console()
+) -> Iterator[Session]:
+    """Load, override, and check everything that can be known before long work starts.
+
+    While the session is open, a signal to end waits for a good moment. Of several processes the
+    first alone says something.
+    """
+    console = Console(quiet=not first())
     loaded = load(file)
     experiments = dict(loaded.experiments)
     chosen = list(experiments) if only is None else only.split(",")
@@ -148,7 +159,7 @@ def open_session(
                 raise ValueError(f"--set {assignment} ({name}): {error}") from error
     check_links(experiments)
     out = out or Path("runs") / file.stem
-    session = Session(loaded, experiments, chosen, out, {}, console)
+    session = Session(loaded, experiments, chosen, out, {}, console, Preemption())
     for name in session.order:
         session.run(name).check(experiments[name])
     for name in session.order:
@@ -156,41 +167,44 @@ def open_session(
         if experiment.data not in session.corpora:
             session.corpora[experiment.data] = experiment.data.load()
         validate(name, experiment, experiments, session.corpora[experiment.data])
-    return session
+    with session.preemption:
+        yield session
 
 
 def train_command(
     file: Positional[File], out: Out = None, only: Only = None, assignments: Set = ()
 ) -> None:
     """Train the variants of an experiment file; one that was interrupted resumes."""
-    session = open_session(file, out, only, assignments)
-    for name in session.order:
-        session.train(name)
+    with open_session(file, out, only, assignments) as session:
+        for name in session.order:
+            session.train(name)
 
 
 def evaluate_command(
     file: Positional[File], out: Out = None, only: Only = None, assignments: Set = ()
 ) -> None:
     """Evaluate trained variants; a result that is there already is reused."""
-    session = open_session(file, out, only, assignments)
-    report(session, {name: session.evaluate(name) for name in session.chosen})
+    with open_session(file, out, only, assignments) as session:
+        report(session, {name: session.evaluate(name) for name in session.chosen})
 
 
 def compare_command(
     file: Positional[File], out: Out = None, only: Only = None, assignments: Set = ()
 ) -> None:
     """Train and evaluate every variant, and write the report: the main job."""
-    session = open_session(file, out, only, assignments)
-    results = {}
-    for name in session.order:
-        session.train(name)
-        if name in session.chosen:
-            results[name] = session.evaluate(name)
-    report(session, results)
+    with open_session(file, out, only, assignments) as session:
+        results = {}
+        for name in session.order:
+            session.train(name)
+            if name in session.chosen:
+                results[name] = session.evaluate(name)
+        report(session, results)
 
 
 def report(session: Session, results: dict[str, Evaluation]) -> None:
     """The page, the pictures and the table of the chosen variants."""
+    if not first():
+        return
     in_order = [results[name] for name in session.chosen]
     curves = {name: session.run(name).read_metrics() for name in session.chosen}
     folder = session.out / "report"
@@ -278,15 +292,30 @@ COMMANDS = {
 }
 
 
+ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    CorruptCheckpointError,
+    NonFiniteLossError,
+    JoinError,
+)
+"""What the user can mend, or has to know."""
+
+
 def main() -> None:
     """Entry point. Errors of the user's input end in one clear line and exit code 2.
 
-    With LCX_TRACEBACK set they end in Python's traceback.
+    With LCX_TRACEBACK set they end in Python's traceback. A process that was told to end, and has
+    saved its work, ends with exit code 75 (`lcx.processes.PREEMPTED`).
     """
     try:
+        join()
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="lcx", description=__doc__)
-    except (ValueError, FileNotFoundError, CorruptCheckpointError, NonFiniteLossError) as error:
+    except Preempted as told:
+        Console(stderr=True, quiet=not first()).print(str(told), highlight=False)
+        sys.exit(PREEMPTED)
+    except ERRORS as error:
         if os.environ.get("LCX_TRACEBACK"):
             raise
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
-        sys.exit(2)
+        leave(2)

@@ -13,18 +13,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 from rich.console import Console
 
 from lcx.data import Texts
 from lcx.experiment import Experiment
 from lcx.loss import LOGITS, TokenScores, token_scores
-from lcx.mesh import make_mesh
+from lcx.mesh import BATCH, Mesh, make_mesh, place
+from lcx.mesh import ROWS as ROWS_OF_MESH
 from lcx.metrics import ContextScore, DocumentScore, context_score
 from lcx.model import LM
+from lcx.processes import Preempted, Preemption
 from lcx.protocols import Window
+from lcx.seqpar import CUT, WHOLE, sharded
 from lcx.train import progress
-from lcx.types import Params, tree_bytes
+from lcx.types import Params, State, tree_bytes
 
 PIECE = 512
 """Tokens streamed at a time."""
@@ -47,10 +51,12 @@ def evaluate(
     corpus: Texts,
     name: str,
     console: Console | None = None,
+    preemption: Preemption | None = None,
 ) -> tuple[list[ContextScore], float]:
     """One score per context length of the experiment's protocol, and the seconds it took.
 
-    Raises ValueError where no document is long enough.
+    Raises ValueError where no document is long enough; Preempted where `preemption` says that this
+    process has to end.
     """
     began = time.perf_counter()
     protocol, bos = experiment.evaluation, corpus.tokenizer.bos
@@ -63,11 +69,13 @@ def evaluate(
             for i, (document, _) in enumerate(documents)
         }
     )
-    with jax.set_mesh(make_mesh(experiment.mesh)), progress(console or Console()) as bar:
-        streamer = Streamer(experiment.model, params, longest)
+    streamer = Streamer(experiment.model, params, longest, experiment.mesh)
+    with jax.set_mesh(streamer.mesh), progress(console or Console()) as bar:
         total = sum(len(job.window.tokens) for job in jobs)
         task = bar.add_task(f"{name}, evaluating", total=total, note="tokens")
         for job, nll, hit in streamer.score(jobs):
+            if preemption is not None and preemption.reached():
+                raise Preempted(f"{name}: told to end; its evaluation begins anew next time")
             bar.advance(task, len(job.window.tokens))
             for score in job.window.scores:
                 entry = sums[score.context][job.document]
@@ -81,20 +89,43 @@ def evaluate(
 
 
 class Streamer:
-    """Reads windows in pieces of `PIECE` tokens, several side by side, with the model's state."""
+    """Reads windows in pieces, several side by side, with the model's state.
 
-    def __init__(self, model: LM, params: Params, longest: int):
-        self._model, self._params = model, params
-        self._capacity = -(-longest // PIECE) * PIECE
-        one = jax.eval_shape(partial(model.init_state, 1, self._capacity))
-        self._rows = int(np.clip(STATE_BYTES // max(tree_bytes(one), 1), 1, ROWS))
-        self._advance: Callable = jax.jit(
-            lambda params, tokens, positions, state: model.hidden(
-                params, tokens, positions, state=state
-            ),
-            donate_argnums=3,
+    A piece has `PIECE` tokens, or the next multiple of the shards that it is cut into.
+    """
+
+    def __init__(self, model: LM, params: Params, longest: int, cut: Mesh):
+        self._params = params
+        self.mesh = make_mesh(cut)
+        mesh, shards = self.mesh, cut.shards
+        self._piece = -(-PIECE // cut.seq) * cut.seq
+        capacity = -(-longest // self._piece) * self._piece
+        one = jax.eval_shape(partial(model.init_state, 1, capacity))
+        rows = int(np.clip(STATE_BYTES // max(tree_bytes(one), 1), 1, ROWS))
+        self._rows = -(-rows // cut.rows) * cut.rows
+        self._whole = NamedSharding(mesh, WHOLE)
+        self._tokens = NamedSharding(mesh, BATCH)
+
+        def state_of(lengths: Int[Array, " B"]) -> State:
+            return model.init_state(self._rows, capacity, lengths)
+
+        def advance(params, tokens, positions, state):
+            return model.hidden(params, tokens, positions, state=state, shards=shards)
+
+        # every shard of a sequence keeps the state whole; its rows lie where the tokens' do
+        abstract = jax.eval_shape(state_of, jnp.zeros(self._rows, jnp.int32))
+        rows = PartitionSpec(ROWS_OF_MESH)
+        of_state = jax.tree.map(
+            lambda a: NamedSharding(mesh, rows) if a.ndim else self._whole, abstract
         )
-        self._scores: Callable = jax.jit(partial(_scores_in_pieces, model))
+        self._state: Callable = jax.jit(state_of, out_shardings=of_state)
+        self._advance: Callable = jax.jit(
+            sharded(advance, shards, (WHOLE, CUT, CUT, WHOLE), (CUT, WHOLE)),
+            donate_argnums=3,
+            out_shardings=(self._tokens, of_state),
+        )
+        scores = sharded(partial(_scores_in_pieces, model), shards, (WHOLE, CUT, CUT), CUT)
+        self._scores: Callable = jax.jit(scores, out_shardings=self._whole)
 
     def score(
         self, jobs: list[Job]
@@ -113,8 +144,9 @@ class Streamer:
     ) -> tuple[Float[np.ndarray, "B n"], Bool[np.ndarray, "B n"]]:
         """Windows side by side, padded at the end, where padding cannot reach any scored token."""
         longest = max(len(w.tokens) for w in windows)
-        pieces = -(-(longest - 1) // PIECE)
-        tokens = np.zeros((self._rows, pieces * PIECE + 1), np.int32)
+        piece = self._piece
+        pieces = -(-(longest - 1) // piece)
+        tokens = np.zeros((self._rows, pieces * piece + 1), np.int32)
         wanted = np.zeros(tokens.shape, bool)
         for row, window in enumerate(windows):
             tokens[row, : len(window.tokens)] = window.tokens
@@ -123,14 +155,16 @@ class Streamer:
         nll, hit = np.zeros(tokens.shape, np.float32), np.zeros(tokens.shape, bool)
         lengths = np.ones(self._rows, np.int32)
         lengths[: len(windows)] = [len(w.tokens) - 1 for w in windows]  # the last is not read
-        state = self._model.init_state(self._rows, self._capacity, jnp.asarray(lengths))
-        for first in range(0, pieces * PIECE, PIECE):
-            targets = slice(first + 1, first + 1 + PIECE)
+        state = self._state(place(lengths, self._whole))
+        for first in range(0, pieces * piece, piece):
+            targets = slice(first + 1, first + 1 + piece)
             # padding stands where the last token does: at a position that there is
-            at = np.minimum(first + np.arange(PIECE, dtype=np.int32), lengths[:, None] - 1)
-            x, state = self._advance(self._params, tokens[:, first : first + PIECE], at, state)
+            at = np.minimum(first + np.arange(piece, dtype=np.int32), lengths[:, None] - 1)
+            read = (place(a, self._tokens) for a in (tokens[:, first : first + piece], at))
+            x, state = self._advance(self._params, *read, state)
             if wanted[:, targets].any():
-                scores = self._scores(self._params, x, tokens[:, targets])
+                asked = place(tokens[:, targets], self._tokens)
+                scores = self._scores(self._params, x, asked)
                 nll[:, targets], hit[:, targets] = scores.nll, scores.hit
         n = len(windows)
         return np.where(wanted, nll, 0)[:n], (wanted & hit)[:n]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax import nnx
 
 from lcx import spec
 from lcx.data import SOURCES, TASKS, TOKENIZERS, Data, Task, Texts
@@ -79,8 +80,11 @@ class Experiment:
         return self.init_from if isinstance(self.init_from, str) else None
 
     def training_differences(self, other: "Experiment") -> list[str]:
-        """Where two experiments differ in what they train; the evaluation may be another."""
-        names = (f.name for f in fields(self) if f.name != "evaluation")
+        """Where two experiments differ in what they train.
+
+        The evaluation may be another, and the mesh, which says where it runs.
+        """
+        names = (f.name for f in fields(self) if f.name not in ("evaluation", "mesh"))
         return [
             line
             for name in names
@@ -219,23 +223,54 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
                     f"{path} is {shapes.get(path, 'absent')} here, "
                     f"{parent.get(path, 'absent')} there",
                 )
-    ways = experiment.mesh.data * experiment.mesh.fsdp
-    if train.batch // train.accumulate % ways:
-        raise problem(
-            "train.batch",
-            f"{train.batch // train.accumulate} rows at a time do not divide over "
-            f"data x fsdp = {ways} devices",
-        )
-    if experiment.mesh.devices > len(jax.devices()):
-        raise problem("mesh", f"takes {experiment.mesh.devices} devices of {len(jax.devices())}")
+    try:
+        experiment.mesh.check(len(jax.devices()), jax.process_count())
+        check_cuts(experiment)
+    except ValueError as error:
+        raise problem("mesh", error) from error
     try:
         corpus.check(train.length, experiment.evaluation)
     except ValueError as error:
         raise problem("evaluation", error) from error
 
 
+def check_cuts(experiment: Experiment) -> None:
+    """Raise ValueError where the mesh does not divide what it cuts, with the nearest that does."""
+    model, train, mesh = experiment.model, experiment.train, experiment.mesh
+
+    def divides(ways: int, axes: str, what: str, size: int) -> None:
+        if size % ways:
+            fit = [n for n in range(1, size + 1) if size % n == 0]
+            near = sorted(sorted(fit, key=lambda n: abs(n - ways))[:2])
+            raise ValueError(
+                f"{axes} = {ways} does not divide {what}, {size}; nearest that do: "
+                f"{' or '.join(map(str, near))}"
+            )
+
+    rows = train.batch // train.accumulate
+    divides(mesh.rows, "data x fsdp x expert", "train.batch's rows at a time", rows)
+    divides(mesh.seq, "seq", "train.length", train.length)
+    divides(mesh.fsdp, "fsdp", "model.width", model.width)
+    for place, block in enumerate(model.pattern):
+        heads = getattr(block.mixer, "heads", None)
+        if isinstance(heads, int):
+            divides(mesh.model, "model", f"the heads of model.pattern.{place}.mixer", heads)
+    for path, leaf in parameters(model).items():
+        names = leaf.get_metadata().get("out_sharding") or ()
+        for name, size in zip(reversed(names), reversed(leaf.shape), strict=False):
+            if name == "mlp":
+                divides(mesh.model, "model", f"the hidden width of {path}", size)
+
+
+def parameters(model: LM) -> dict[str, nnx.Variable]:
+    """{path: abstract variable} of the parameters, without making any."""
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    found = jax.tree_util.tree_leaves_with_path(
+        abstract, is_leaf=lambda v: isinstance(v, nnx.Variable)
+    )
+    return {jax.tree_util.keystr(p, simple=True, separator="."): v for p, v in found}
+
+
 def parameter_shapes(model: LM) -> dict[str, tuple[int, ...]]:
     """{path: shape} of the parameters, without making any."""
-    abstract = jax.eval_shape(model.init, jax.random.key(0))
-    leaves = jax.tree_util.tree_leaves_with_path(abstract)
-    return {jax.tree_util.keystr(p, simple=True, separator="."): leaf.shape for p, leaf in leaves}
+    return {path: variable.shape for path, variable in parameters(model).items()}

@@ -114,6 +114,14 @@ def _between(sizes: dict[str, int], groups: int) -> dict[str, int]:
     return between
 
 
+def place(array: Any, where: jax.sharding.Sharding) -> jax.Array:
+    """An array on the devices of a mesh, from what gives any part of it when it is indexed.
+
+    Every process is given the whole, and looks at the parts of its own devices alone.
+    """
+    return jax.make_array_from_callback(array.shape, where, lambda part: array[part])
+
+
 def shardings(tree: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Any:
     """The sharding of each array of a (real or abstract) tree, from its parameters' axis names.
 

@@ -208,7 +208,8 @@ class LM:
             jnp.broadcast_to(lengths[:, None], tokens.shape),
             shards,
         )
-        x = params.embed(tokens)
+        table = seqpar.uncut(params.embed.embedding[...], shards)
+        x = table[tokens].astype(self.policy.compute)
         if self.positions:
             x += self.positions(params.positions, positions).astype(x.dtype)
         if self.embed_norm:

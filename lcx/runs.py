@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 import lcx
 from lcx import spec
 from lcx.experiment import Experiment, types
+from lcx.processes import first, together
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -75,22 +76,35 @@ class Run:
             )
 
     def claim(self, experiment: Experiment) -> None:
-        """Make the folder this experiment's, and add this start to its environment."""
+        """Make the folder this experiment's, and add this start to its environment.
+
+        The first of several processes does it, and the others wait.
+        """
         self.check(experiment)
+        together(f"{self.name} is checked")
+        if first():
+            self._claim(experiment)
+        together(f"{self.name} is claimed")
+
+    def _claim(self, experiment: Experiment) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         saved = self.folder / "experiment.json"
         if not saved.exists():
             write_json(saved, spec.encode(experiment))
         starts = self.folder / "environment.json"
         known = json.loads(starts.read_text()) if starts.exists() else []
-        write_json(starts, [*known, environment()])
+        write_json(starts, [*known, environment() | {"mesh": asdict(experiment.mesh)}])
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Held while the run is written, so that two processes never write one run.
 
-        Raises FolderTakenError where another process holds it.
+        Of several processes of one job, the first holds it for all. Raises FolderTakenError where
+        another job holds it.
         """
+        if not first():
+            yield
+            return
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder.parent / f".{self.name}.lock", timeout=1)
         try:
@@ -138,6 +152,7 @@ def environment() -> dict[str, Any]:
         **{name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+        "processes": jax.process_count(),
         "command": " ".join(sys.argv),
         "commit": _git("rev-parse", "HEAD"),
         "diff": _git("diff", "HEAD", "--no-color"),

@@ -106,6 +106,15 @@ def halo(
     return jnp.where(mine, sent.astype(before.dtype), rest)
 
 
+def uncut(x: Shaped[Array, "..."], shards: Shards | None) -> Shaped[Array, "..."]:
+    """x in one piece along the mesh's other axes, too.
+
+    For tables that are looked up in: inside a function on shards XLA's partitioner cannot look up
+    in one that is cut (jax 0.10.2: "Check failed: partition_group_list").
+    """
+    return x if shards is None else lax.with_sharding_constraint(x, WHOLE)
+
+
 class Affine(NamedTuple):
     """What a piece of text does to a state: factor * state + added."""
 
@@ -176,8 +185,8 @@ def balance(
 
 
 def restore(
-    low: Shaped[Array, "B t/2 ..."], high: Shaped[Array, "B t/2 ..."], shards: Shards
-) -> Shaped[Array, "B t ..."]:
+    low: Shaped[Array, "B h ..."], high: Shaped[Array, "B h ..."], shards: Shards
+) -> Shaped[Array, "B 2*h ..."]:
     """The inverse of `balance`: every shard has its own tokens again."""
     even, odd = _destinations(shards)
     swap = index(shards) % 2 == 1

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,10 +21,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lcx.checkpoint import Checkpoints, CorruptCheckpointError
 from lcx.data import Texts
 from lcx.experiment import Experiment
-from lcx.loss import loss_sums
-from lcx.mesh import BATCH, make_mesh, shardings
+from lcx.loss import LossSums, loss_sums
+from lcx.mesh import BATCH, make_mesh, place, shardings
 from lcx.positions.training import FromZero, redraw
+from lcx.processes import Preempted, Preemption, first
 from lcx.runs import Run
+from lcx.seqpar import AXIS, CUT, WHOLE, sharded
 from lcx.types import Params
 
 Batch = dict[str, Int[Array, "B T"]]
@@ -49,15 +52,26 @@ def make_step(
     The batch is cut into `accumulate` equal parts, one after the other. Loss: the mean over all
     scored tokens of the whole batch, whatever part they are in.
     """
-    model, settings = experiment.model, experiment.train
+    model, settings, shards = experiment.model, experiment.train, experiment.mesh.shards
     longest = settings.length if settings.positions is None else settings.positions.longest
 
-    def loss(params: Params, batch: Batch, tokens: Float[Array, ""]):
+    def sums_of_shard(params: Params, batch: Batch):
         lengths = jnp.full(len(batch["tokens"]), longest, jnp.int32)
         x, _ = model.hidden(
-            params, batch["tokens"], batch["positions"], batch["segments"], lengths=lengths
+            params,
+            batch["tokens"],
+            batch["positions"],
+            batch["segments"],
+            lengths=lengths,
+            shards=shards,
         )
         sums = loss_sums(model, params, x, batch["targets"], scored(batch).astype(jnp.float32))
+        return jnp.stack(sums)[None]
+
+    def loss(params: Params, batch: Batch, tokens: Float[Array, ""]):
+        # one row a shard, which the sum is taken of out here
+        sums = sharded(sums_of_shard, shards, (WHOLE, CUT), PartitionSpec(AXIS))(params, batch)
+        sums = LossSums(*sums.sum(axis=0))
         nll = sums.nll / tokens
         return nll + settings.z_loss * sums.z2 / tokens, nll
 
@@ -94,11 +108,13 @@ def train(
     corpus: Texts,
     start: Params | None = None,
     console: Console | None = None,
+    preemption: Preemption | None = None,
 ) -> None:
     """Train until `experiment.train.steps`, from the run's last checkpoint if it has one.
 
     A run killed at any moment and started again ends with the same bits as one never killed.
-    `start`: parameters to begin from, in place of fresh ones. Raises NonFiniteLossError.
+    `start`: parameters to begin from, in place of fresh ones. Raises NonFiniteLossError; and
+    Preempted, after a checkpoint, where `preemption` says that this process has to end.
     """
     console = console or Console()
     settings = experiment.train
@@ -144,15 +160,18 @@ def train(
                     rng = np.random.default_rng((settings.seed, number))
                     placed = redraw(places, rng, batch["positions"], batch["segments"])
                     batch = batch | {"positions": placed}
-                batch = jax.device_put(batch, cut)
+                batch = {name: place(array, cut) for name, array in batch.items()}
                 state, metrics = step(state, batch)
                 if last is not None:
                     bar.update(task, completed=number - 1, note=log.write(number - 1, last))
                 last = metrics
-                if number % settings.checkpoint_every == 0 or number == settings.steps:
+                told = preemption is not None and preemption.reached()
+                if told or number % settings.checkpoint_every == 0 or number == settings.steps:
                     bar.update(task, completed=number, note=log.write(number, last))
                     last = None
                     checkpoints.save(number, state, batches)
+                if told and number < settings.steps:
+                    raise Preempted(f"{run.name}: told to end; saved at step {number}")
 
 
 class Log:
@@ -170,6 +189,9 @@ class Log:
         self._recent: list[tuple[float, float]] = []
 
     def __enter__(self) -> "Log":
+        if not first():  # another process writes it
+            self._file, self._board = Path(os.devnull).open("w"), None
+            return self
         # the steps after the checkpoint are about to be made again, with the same result
         draft = self._path.with_suffix(".tmp")
         draft.write_text("".join(json.dumps(row) + "\n" for row in self._rows))

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from lcx import evaluate as evaluation
+from lcx.mesh import Mesh
 from lcx.mixers import RWKV4, SoftmaxAttention
 from lcx.model import LM, Block
 from lcx.protocols import PROTOCOLS, ByPosition, Recall, SameTargets, Sliding
@@ -122,11 +123,11 @@ def test_streaming_equals_one_pass_per_window(mixer, protocol, corpus, texts, mo
 def test_large_states_are_streamed_in_fewer_rows(monkeypatch):
     model = LM(width=16, pattern=(Block(SoftmaxAttention(heads=2)),), repeats=2)
     params = jax.jit(model.init)(jax.random.key(0))
-    assert evaluation.Streamer(model, params, 1000)._rows == evaluation.ROWS
+    assert evaluation.Streamer(model, params, 1000, Mesh())._rows == evaluation.ROWS
     monkeypatch.setattr(evaluation, "STATE_BYTES", 3 * 2 * 1024 * (2 * 16 + 2) * 4 + 100)
-    assert evaluation.Streamer(model, params, 1000)._rows == 3
+    assert evaluation.Streamer(model, params, 1000, Mesh())._rows == 3
     monkeypatch.setattr(evaluation, "STATE_BYTES", 1)
-    assert evaluation.Streamer(model, params, 1000)._rows == 1
+    assert evaluation.Streamer(model, params, 1000, Mesh())._rows == 1
 
 
 def test_large_vocabularies_are_scored_in_pieces(monkeypatch):

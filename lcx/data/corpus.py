@@ -116,20 +116,21 @@ class Corpus:
 
     def batches(
         self, length: int, batch: int, seed: int, split: str = "train"
-    ) -> "grain.IterDataset[dict[str, Int[np.ndarray, 'B T']]]":
+    ) -> "grain.IterDataset[dict[str, Int[np.ndarray, 'B T'] | packing.Lookup]]":
         """An endless stream of rows to train on; `iter()` of it has `get_state` and `set_state`.
 
         A batch is a dict of int32 arrays `[batch, length]`: `tokens`, `targets` (the next token of
         the same document), `segments` (1, 2, ... by document within the row; 0 is padding) and
         `positions` (within the document: its BOS is 0; a long document is cut, and what is cut off
-        counts on). Each token of each document is a target once an epoch. The same arguments give
-        the same stream, and the state is a small dict that JSON can hold.
+        counts on). The first two are read from the file when they are indexed. Each token of each
+        document is a target once an epoch. The same arguments give the same stream, and the state
+        is a small dict that JSON can hold.
         """
         from lcx.data import packing
 
         if length < 1 or batch < 1 or seed < 0:
             raise ValueError(f"length {length} and batch {batch}: at least 1; seed {seed}: not < 0")
-        return packing.rows(self._read(split), length, seed).batch(batch)
+        return packing.batches(self._read(split), length, batch, seed)
 
     def long_documents(self, split: str, tokens: int) -> list[tuple[str, Int[np.ndarray, " n"]]]:
         """Name and ids (int32, whole, without BOS) of each document of at least `tokens` tokens.

@@ -7,10 +7,11 @@ its true distance from the document's BOS.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int, Integer
+from jaxtyping import Bool, Int, Integer
 
 from lcx.data import cache
 from lcx.data.documents import Documents
@@ -73,16 +74,50 @@ class Pieces:
         before = self._ends[document - 1] if document else 0
         offset = (index - int(before)) * self._length
         start, end = (int(bound) for bound in self._tokens.bounds[document : document + 2])
-        ids = self._tokens.ids[start + offset : min(start + offset + self._length + 1, end)]
-        ids = ids.astype(np.int32)
-        positions = np.arange(offset, offset + len(ids) - 1, dtype=np.int32)
-        return {"tokens": ids[:-1], "targets": ids[1:], "positions": positions}
+        inputs = min(self._length, end - start - offset - 1)
+        positions = np.arange(offset, offset + inputs, dtype=np.int32)
+        return {"address": start + offset + np.arange(inputs), "positions": positions}
 
 
-def rows(
-    tokens: Tokens, length: int, seed: int, epochs: int | None = None
-) -> grain.IterDataset[dict[str, Int[np.ndarray, " T"]]]:
-    """Rows of `length` packed pieces; `epochs=None` is without end.
+class Lookup:
+    """An array [B, T] of token ids, each of which is read from the file when it is asked for.
+
+    Rows are packed by the lengths of their pieces alone. So every process knows all rows, and
+    reads the tokens of its own: `lookup[rows, columns]` is a real array.
+    """
+
+    dtype = np.dtype(np.int32)
+
+    def __init__(
+        self,
+        ids: Integer[np.ndarray, " tokens"],
+        address: Int[np.ndarray, "B T"],
+        real: Bool[np.ndarray, "B T"],
+    ):
+        self._ids, self._address, self._real = ids, address, real
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(B, T)."""
+        return self._address.shape
+
+    def __len__(self) -> int:
+        return len(self._address)
+
+    def __getitem__(self, where: Any) -> Int[np.ndarray, "..."]:
+        """Ids, and 0 where there is padding."""
+        real = self._real[where]
+        ids = self._ids[np.where(real, self._address[where], 0)]
+        return np.where(real, ids, 0).astype(np.int32)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
+def batches(
+    tokens: Tokens, length: int, batch: int, seed: int, epochs: int | None = None
+) -> grain.IterDataset[dict[str, Any]]:
+    """Batches of rows of `length` packed pieces; `epochs=None` is without end.
 
     All pieces are shuffled anew in each epoch: pieces of one document are seldom neighbours. Rows
     are packed by best fit, so pieces of two epochs can share a row where one epoch ends.
@@ -101,19 +136,20 @@ def rows(
     )
     packed = grain.experimental.BestFitPackIterDataset(
         stream,
-        length_struct=dict.fromkeys(("tokens", "targets", "positions"), length),
+        length_struct=dict.fromkeys(("address", "positions"), length),
         num_packing_bins=BINS,
         seed=seed,
         # grain numbers positions from the piece's own start; these are carried along instead.
-        meta_features=("targets", "positions"),
+        meta_features=("positions",),
     )
-    return packed.map(_row)
 
+    def look_up(rows: dict[str, Int[np.ndarray, "B T"]]) -> dict[str, Any]:
+        address, segments = rows["address"], rows["address_segment_ids"]
+        return {
+            "tokens": Lookup(tokens.ids, address, segments > 0),
+            "targets": Lookup(tokens.ids, address + 1, segments > 0),
+            "segments": segments,
+            "positions": rows["positions"],
+        }
 
-def _row(row: dict[str, Int[np.ndarray, " T"]]) -> dict[str, Int[np.ndarray, " T"]]:
-    return {
-        "tokens": row["tokens"],
-        "targets": row["targets"],
-        "segments": row["tokens_segment_ids"],
-        "positions": row["positions"],
-    }
+    return packed.batch(batch).map(look_up)

@@ -51,7 +51,8 @@ class Texts(Protocol):
         """An endless stream of batches; `iter()` of it has `get_state` and `set_state`.
 
         A batch is a dict of int32 arrays [batch, length]: `tokens`, `targets` (-1: not scored),
-        `segments` (0: padding) and `positions`.
+        `segments` (0: padding) and `positions`; or of what gives such arrays when it is indexed,
+        so that each process reads its own part.
         """
         ...
 
