@@ -274,10 +274,8 @@ def _answer(host: str, port: int, processes: int, process: int, timeout: int) ->
             line.close()  # on one machine a socket can find itself, where nobody listens yet
         except OSError as error:
             if left <= 0:
-                raise JoinError(
-                    f"process 0 did not come within {timeout} s: process {process} "
-                    f"cannot reach {host}:{port} ({error})"
-                ) from error
+                why = f"process {process} cannot reach {host}:{port} ({error})"
+                raise JoinError(f"process 0 did not come within {timeout} s: {why}") from error
         time.sleep(0.2)
     with line:
         _try(lambda: line.sendall(f"lcx {process} {processes}\n".encode()))
