@@ -33,6 +33,7 @@ from lcx.experiment import (
 from lcx.layers import CHANNELS, NORMS
 from lcx.metrics import Evaluation, jsonable
 from lcx.mixers import MIXERS
+from lcx.plan import plan_command
 from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, Learned, PositionScheme, Scaling
 from lcx.pretrained import Pretrained
 from lcx.processes import PREEMPTED, JoinError, Preempted, Preemption, first, join, leave
@@ -289,6 +290,7 @@ COMMANDS = {
     "evaluate": evaluate_command,
     "list": list_command,
     "positions": positions_command,
+    "plan": plan_command,
 }
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of the same name
 def pytest_collection_modifyitems(items):
     """Which tests a worker runs together: a half's laws share what they have compiled."""
     for item in items:

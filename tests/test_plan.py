@@ -1,0 +1,195 @@
+"""Plans against real arrays, real programs, and the same step compiled here."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lcx.chips import CHIPS, chip_named
+from lcx.compiled import OPTIONS, Measured, fit, measure
+from lcx.experiment import Experiment, Train
+from lcx.hlo import Collectives, collectives
+from lcx.layers import LayerNorm, RWKV7ChannelMix
+from lcx.mesh import BATCH, Mesh, make_mesh, shardings
+from lcx.mixers import RWKV7, SoftmaxAttention
+from lcx.model import LM, Block
+from lcx.plan import check_devices, plan, plan_command
+from lcx.train import TrainState, make_step
+from lcx.types import tree_bytes
+
+LOOPS = """HloModule step
+
+%inner (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %g = f32[8,8]{1,0} all-gather(%x), replica_groups=[4,2]<=[8], dimensions={0}
+  ROOT %t = (s32[], f32[4,8]{1,0}) tuple(%i, %y)
+}
+
+%outer (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %w = (s32[], f32[4,8]{1,0}) while(%p), condition=%c, body=%inner, \
+backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %p2 = bf16[16]{0} collective-permute(%z), source_target_pairs={{0,1},{1,0}}
+}
+
+ENTRY %main (p: f32[4,8]) -> f32[4,8] {
+  %w = (s32[], f32[4,8]{1,0}) while(%p), condition=%c, body=%outer, \
+backend_config={"known_trip_count":{"n":"3"}}
+  %u = (s32[], f32[4,8]{1,0}) while(%p), condition=%c, body=%inner
+  %r = (f32[10]{0}, /*index=1*/f32[]) all-reduce(%a, %b), replica_groups={{0,1,2,3},{4,5,6,7}}
+  %s = f32[10]{0} reduce-scatter(%a), replica_groups=mesh['a'=2,'b'=4] {'b'}
+  ROOT %q = f32[16]{0} all-to-all(%a), replica_groups={}
+}
+"""
+
+
+def test_collectives_in_loops_count_as_often_as_they_turn():
+    sent = collectives(LOOPS, devices=8)
+    assert sent.wire == {
+        "all-gather": (3 * 5 + 1) * 256 / 2,
+        "collective-permute": 3 * 32,
+        "all-reduce": 44 * 2 * 3 / 4,
+        "reduce-scatter": 40 * 3,
+        "all-to-all": 64 * 7 / 8,
+    }
+    assert sent.unknown == 1
+
+
+def test_collectives_of_a_real_program():
+    mesh = make_mesh(Mesh(seq=8))
+
+    def turns(x):
+        def turn(x, _):
+            return jax.lax.ppermute(x, "seq", [(i, (i + 1) % 8) for i in range(8)]), None
+
+        x, _ = jax.lax.scan(turn, x, None, length=7)
+        return jax.lax.psum(x, "seq")
+
+    cut = PartitionSpec("seq")
+    call = jax.shard_map(turns, mesh=mesh, in_specs=cut, out_specs=PartitionSpec())
+    x = jax.ShapeDtypeStruct((8 * 128,), jnp.float32, sharding=NamedSharding(mesh, cut))
+    sent = collectives(jax.jit(call).lower(x).compile().as_text(), 8)
+    assert sent.wire == {"collective-permute": 7 * 512, "all-reduce": 512 * 2 * 7 / 8}
+    assert sent.unknown == 0
+
+
+def experiment(mixer: str, length: int, mesh: Mesh, batch: int = 1) -> Experiment:
+    blocks = {
+        "softmax": Block(SoftmaxAttention(heads=4)),
+        "rwkv7": Block(RWKV7(heads=4), RWKV7ChannelMix(), LayerNorm()),
+    }
+    model = LM(width=64, pattern=(blocks[mixer],), repeats=2, remat="block")
+    return Experiment(model, train=Train(length=length, batch=batch), mesh=mesh)
+
+
+def test_a_plan_is_of_the_step_that_runs():
+    """Bytes of parameters and optimizer are those of real arrays, all others of their step."""
+    of = experiment("softmax", 256, Mesh(fsdp=2, seq=2, model=2), batch=4)
+    measured = measure(of)
+    mesh, optimizer = make_mesh(of.mesh), of.train.optimizer.transform(of.train.steps)
+
+    def fresh(key):
+        params = of.model.init(key)
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    where = shardings(jax.eval_shape(fresh, jax.random.key(0)), mesh)
+    with jax.set_mesh(mesh):
+        state = jax.jit(fresh, out_shardings=where)(jax.random.key(0))
+        tokens = jax.device_put(np.zeros((4, 256), np.int32), NamedSharding(mesh, BATCH))
+        batch = dict.fromkeys(("tokens", "targets", "positions", "segments"), tokens)
+        out = (where, NamedSharding(mesh, PartitionSpec()))
+        step = jax.jit(make_step(of, optimizer), donate_argnums=0, out_shardings=out)
+        compiled = step.lower(state, batch).compile(compiler_options=OPTIONS)
+
+    def held(tree) -> int:
+        return tree_bytes([a.addressable_shards[0].data for a in jax.tree.leaves(tree)])
+
+    assert measured.parameters == held(state.params)
+    assert measured.optimizer == held(state.optimizer)
+    assert measured.arguments == held(state) + 4 * held(tokens)
+    stats = compiled.memory_analysis()
+    results = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    assert measured.memory == measured.arguments + results + stats.temp_size_in_bytes
+    assert measured.sent == collectives(compiled.as_text(), 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", ["softmax", "rwkv7"])
+def test_activations_are_cut_with_the_sequence(mixer, monkeypatch):
+    """At 65,536 tokens they fall as 1/seq, and at 8,192 tokens a device they stay.
+
+    Softmax attention goes round the ring, as it does where keys and values are large.
+    """
+    monkeypatch.setattr("lcx.ops.sharded_attention.GATHERED", 0)
+
+    def activations(seq: int, length: int) -> int:
+        of = measure(experiment(mixer, length, Mesh(seq=seq)))
+        return of.memory - of.arguments
+
+    cut, whole, piece = activations(8, 65_536), activations(1, 65_536), activations(1, 8192)
+    assert 8 * cut / whole == pytest.approx(1, abs=0.15)
+    assert cut / piece == pytest.approx(1, abs=0.15)
+
+
+def test_the_longest_that_fits_is_found_past_a_flat_start():
+    """The optimizer's peak hides the activations of short rows."""
+    taken = []
+
+    def memory(length: int) -> int:
+        taken.append(length)
+        return max(1000, 10 * length)
+
+    found = fit(16, unit=8, room=100_000, memory=memory)
+    assert 9_000 <= found.longest <= 10_000
+    assert found.slope == pytest.approx(10, rel=0.1)
+    assert len(taken) <= 4
+    assert fit(16, unit=8, room=999, memory=memory).longest == 0
+
+
+def test_terms_of_a_plan(monkeypatch):
+    def measured(of: Experiment) -> Measured:
+        sent = Collectives({"all-gather": 2e9}, 0)
+        return Measured(1000, 2000, 3100, 3500 + 10 * of.train.length, sent)
+
+    monkeypatch.setattr("lcx.plan.measure", measured)
+    of = experiment("softmax", 512, Mesh(fsdp=2, seq=2), batch=4)
+    made = plan("softmax", of, "V5E")
+    assert (made.chip, made.activations, made.other) == ("v5e", 5120, 500)
+    assert made.parameters + made.optimizer + made.activations + made.other == made.memory
+    assert made.seconds["interconnect"] == 2e9 / 200e9
+    assert made.binds == "interconnect"
+    # three passes, and the forward pass once more
+    plain = plan("plain", replace(of, model=replace(of.model, remat="none")), "v5e")
+    assert plain.flops is not None
+    assert made.flops == pytest.approx(plain.flops * 4 / 3)
+
+
+@pytest.mark.slow
+def test_the_command(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("TINY_TEXTS", "no such folder")
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    out, file = tmp_path / "plan.json", Path(__file__).parent / "tiny.py"
+    plan_command(file, 4, "softmax", ("mesh.seq=4", "train.steps=2"), "h100", out)
+    made = json.loads(out.read_text())["softmax"]
+    assert (made["devices"], made["chip"], made["length"]) == (4, "H100", 48)
+    assert made["longest"] > 48
+    assert "what binds" in capsys.readouterr().out
+
+
+def test_bad_input_is_told_with_what_would_do():
+    with pytest.raises(ValueError, match="did you mean 'v5p'"):
+        chip_named("v5pp")
+    with pytest.raises(ValueError, match="9216"):
+        CHIPS["v7"].wire(10_000)
+    with pytest.raises(ValueError, match=r"--set mesh.data=4 or --devices 2"):
+        check_devices(experiment("softmax", 64, Mesh(seq=2)), 8)
+    with pytest.raises(ValueError, match="too few"):
+        check_devices(experiment("softmax", 64, Mesh(seq=2)), 1)
+    with pytest.raises(ValueError, match=r"train.length"):
+        check_devices(experiment("softmax", 63, Mesh(seq=2)), 2)
+    with pytest.raises(ValueError, match="heads"):
+        check_devices(experiment("softmax", 64, Mesh(model=3)), 3)
