@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
 
 from lcx.seqpar import AXIS, Shards
 
@@ -120,6 +121,20 @@ def place(array: Any, where: jax.sharding.Sharding) -> jax.Array:
     Every process is given the whole, and looks at the parts of its own devices alone.
     """
     return jax.make_array_from_callback(array.shape, where, lambda part: array[part])
+
+
+def by_rows(x: Shaped[Array, "B ..."]) -> Shaped[Array, "B ..."]:
+    """x, told to lie as batches do: cut along its rows and along no feature.
+
+    Without a word the compiler may cut the stream between layers as it finds weights cut along
+    "fsdp", and then every device works on all rows. Nothing where no mesh with such axes is set.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = math.prod(mesh.shape[name] for name in ROWS if name in mesh.axis_names)
+    if ways == 1 or x.shape[0] % ways or not set(ROWS) <= set(mesh.axis_names):
+        return x
+    tokens = None if AXIS in mesh.manual_axes else AXIS
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS, tokens))
 
 
 def shardings(tree: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Any:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from lcx import seqpar
 from lcx.dense import linear
 from lcx.layers import Norm, RMSNorm, SwiGLU
+from lcx.mesh import by_rows
 from lcx.mixers import SoftmaxAttention
 from lcx.positions import Learned
 from lcx.seqpar import Shards
@@ -209,7 +210,7 @@ class LM:
             shards,
         )
         table = seqpar.uncut(params.embed.embedding[...], shards)
-        x = table[tokens].astype(self.policy.compute)
+        x = by_rows(table[tokens].astype(self.policy.compute))
         if self.positions:
             x += self.positions(params.positions, positions).astype(x.dtype)
         if self.embed_norm:
@@ -235,6 +236,7 @@ class LM:
             x, shared = carry
             for place, block in enumerate(self.pattern):
                 x, _, shared = block(params[place], x, ctx, None, shared)
+                x = by_rows(x)
             return (x, shared), None
 
         match self.remat:

@@ -156,8 +156,11 @@ def test_evaluating_what_is_not_trained_says_so(tmp_path, capsys):
         (["--set", "evaluation.contexts=(64, 100000)"], "no document of split 'test' has 100008"),
         (["--set", "data.source=TextFiles('nowhere/*.txt')"], "nowhere/*.txt"),
         (["--set", "data.tokenizer=BPE(300)"], "model.vocab: is 257, the tokenizer has"),
-        (["--set", "mesh.data=3"], "do not divide over"),
-        (["--set", "mesh.model=64"], "takes 64 devices"),
+        (
+            ["--set", "mesh.data=3"],
+            "does not divide train.batch's rows at a time, 4; nearest that do: 2 or 4",
+        ),
+        (["--set", "mesh.model=64"], "takes 64 of 8 devices"),
         (["--set", "init_from='nobody'"], "no variant 'nobody'"),
         (["--set", "init_from='softmax'"], "circle"),
         (["--only", "softmax", "--set", "train.steps=0"], "there is no init_from"),

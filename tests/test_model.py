@@ -276,5 +276,5 @@ def test_a_piece_of_more_blocks_than_the_state_is_refused(sparsity):
 
 
 def test_a_mesh_larger_than_the_machine_is_refused():
-    with pytest.raises(ValueError, match="takes 16 devices; 8 cpu"):
+    with pytest.raises(ValueError, match="data 16 takes 16 of 8 devices"):
         make_mesh(Mesh(data=16))

@@ -118,11 +118,12 @@ def test_a_plan_is_of_the_step_that_runs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mixer", ["softmax", "rwkv7"])
-def test_activations_are_cut_with_the_sequence(mixer, monkeypatch):
+@pytest.mark.parametrize(("mixer", "few"), [("softmax", 4), ("rwkv7", 1)])
+def test_activations_are_cut_with_the_sequence(mixer, few, monkeypatch):
     """At 65,536 tokens they fall as 1/seq, and at 8,192 tokens a device they stay.
 
-    Softmax attention goes round the ring, as it does where keys and values are large.
+    Softmax attention is compared with itself in a ring, as it goes where keys and values are
+    large: in one piece it needs no sums in fp32 to carry on, and takes two thirds as much.
     """
     monkeypatch.setattr("lcx.ops.sharded_attention.GATHERED", 0)
 
@@ -130,8 +131,11 @@ def test_activations_are_cut_with_the_sequence(mixer, monkeypatch):
         of = measure(experiment(mixer, length, Mesh(seq=seq)))
         return of.memory - of.arguments
 
-    cut, whole, piece = activations(8, 65_536), activations(1, 65_536), activations(1, 8192)
-    assert 8 * cut / whole == pytest.approx(1, abs=0.15)
+    cut, whole = activations(8, 65_536), activations(few, 65_536)
+    piece = activations(few, 8192 * few)
+    # measured: softmax 1.08, RWKV-7 1.09
+    assert 8 * cut / (few * whole) == pytest.approx(1, abs=0.15)
+    # measured: softmax 1.00, RWKV-7 0.99
     assert cut / piece == pytest.approx(1, abs=0.15)
 
 
