@@ -21,7 +21,7 @@ from lcx.train import TrainState, make_step
 COMPILES = 4
 """At most so many programs are compiled to find the longest context."""
 
-OPTIONS = {
+OPTIONS: Any = {
     # as accelerators do it: little memory before many threads
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "xla_backend_optimization_level": 0,  # machine code that nobody runs
@@ -47,7 +47,7 @@ def measure(experiment: Experiment) -> Measured:
     """
     # CPUs compute bf16 in fp32, in buffers and on the wire: fp16 has the size that is meant
     policy = experiment.model.policy
-    half = {name: "float16" for name, kind in asdict(policy).items() if kind == "bfloat16"}
+    half: Any = {name: "float16" for name, kind in asdict(policy).items() if kind == "bfloat16"}
     model = replace(experiment.model, policy=replace(policy, **half))
     experiment = replace(experiment, model=model)
     settings, mesh = experiment.train, make_mesh(experiment.mesh)
@@ -72,7 +72,7 @@ def measure(experiment: Experiment) -> Measured:
             donate_argnums=0,
             out_shardings=(where, NamedSharding(mesh, PartitionSpec())),
         )
-        compiled = step.lower(state, batch).compile(compiler_options=OPTIONS)
+        compiled: Any = step.lower(state, batch).compile(compiler_options=OPTIONS)
     of = compiled.memory_analysis()
     results = of.output_size_in_bytes - of.alias_size_in_bytes
     return Measured(

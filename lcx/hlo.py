@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -41,11 +41,12 @@ def collectives(text: str, devices: int) -> Collectives:
     Every device of a permutation is taken to send.
     """
     entry, computations = _computations(text)
-    found: dict[str, tuple[Counter, int]] = {}
+    found: dict[str, tuple[dict[str, float], int]] = {}
 
-    def of(name: str) -> tuple[Counter, int]:
+    def of(name: str) -> tuple[dict[str, float], int]:
         if name not in found:
-            wire, unknown = Counter(), 0
+            wire: dict[str, float] = defaultdict(float)
+            unknown = 0
             for line in computations.get(name, ()):
                 match = INSTRUCTION.match(line)
                 if match is None:
@@ -62,7 +63,8 @@ def collectives(text: str, devices: int) -> Collectives:
                         inside = max(inside, len(inner))
                     turns = int(trips[1]) if operation == "while" and trips else 1
                     unknown += inside
-                    wire.update({k: v * turns for k, v in inner.items()})
+                    for kind, bytes_sent in inner.items():
+                        wire[kind] += bytes_sent * turns
             found[name] = wire, unknown
         return found[name]
 

@@ -79,29 +79,30 @@ def sharded_attention(
 
 def _gathered(q, k, v, shards, softcap, segments, slopes, positions, decay):
     k, v = seqpar.gather(k, shards), seqpar.gather(v, shards)
-    marks = (segments, None if slopes is None else positions)
-    marks = [None if m is None else seqpar.gather(m, shards) for m in marks]
+    documents = None if segments is None else seqpar.gather(segments, shards)
+    places = None if slopes is None else seqpar.gather(positions, shards)
 
     def part(q, begin):
-        def ours(mark):
-            return mark, lax.dynamic_slice_in_dim(mark, begin, q.shape[1], axis=1)
+        def with_ours(mark):
+            return lax.dynamic_slice_in_dim(mark, begin, q.shape[1], axis=1), mark
 
-        (segments, own), (positions, at) = ((None, None) if m is None else ours(m) for m in marks)
         return attention(
             *(q, k, v),
             offset=begin,
             softcap=softcap,
-            segments=None if segments is None else (own, segments),
-            bias=None if slopes is None else Bias(slopes, (at, positions)),
+            segments=None if documents is None else with_ours(documents),
+            bias=None if places is None else Bias(slopes, with_ours(places)),
             decay=decay,
         )
 
     here = seqpar.index(shards)
     if q.shape[1] % 2:
         return part(q, here * q.shape[1])
-    both = zip(seqpar.balance(q, shards), seqpar.halves(here, shards), strict=True)
-    low, high = (part(half, number * half.shape[1]) for half, number in both)
-    return tuple(seqpar.restore(a, b, shards) for a, b in zip(low, high, strict=True))
+    first, second = seqpar.halves(here, shards)
+    low, high = seqpar.balance(q, shards)
+    o, lse = part(low, first * low.shape[1])
+    more, its = part(high, second * high.shape[1])
+    return seqpar.restore(o, more, shards), seqpar.restore(lse, its, shards)
 
 
 class _Ring(NamedTuple):
@@ -122,9 +123,9 @@ def _around(q, k, v, shards, softcap, segments, positions, slopes):
         for x in (q, k, v, segments, positions)
     ]
     o, lse = _ring(_Ring(plan, shards), *halves)
-    o = seqpar.restore(*o, shards).reshape(B, T, H, -1)
-    lse = seqpar.restore(*jnp.moveaxis(lse, -1, 2), shards).reshape(B, T, H)
-    return o, lse
+    lse = jnp.moveaxis(lse, -1, 2)
+    o = seqpar.restore(o[0], o[1], shards).reshape(B, T, H, -1)
+    return o, seqpar.restore(lse[0], lse[1], shards).reshape(B, T, H)
 
 
 # What follows works on two halves at a time: q is [2 B h G R K], k [2 B h G K], v [2 B h G V], a
