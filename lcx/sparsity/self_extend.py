@@ -61,7 +61,9 @@ class SelfExtend:
             if state is None:
                 lengths = seqpar.gather(lengths, ctx.shards)
             else:  # those of the text that is being read
-                lengths = jnp.broadcast_to(lengths[:, -1:], seen["positions"].shape)
+                lengths = jnp.broadcast_to(
+                    seqpar.last(lengths[:, -1:], ctx.shards), seen["positions"].shape
+                )
 
         def mark(x, positions, lengths):
             return position(x, x, Context(positions, lengths=lengths))[0]

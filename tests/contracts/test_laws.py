@@ -1,7 +1,7 @@
 """The laws that every half of a block keeps, outputs and gradients, in fp32.
 
-A new entry of `MIXERS` or `CHANNELS` is tried here without another line. The laws of sharding
-and of lowering on a large mesh join these with sequence parallelism.
+A new entry of `MIXERS` or `CHANNELS` is tried here without another line. The laws of
+sharding and of lowering have files of their own.
 """
 
 import jax

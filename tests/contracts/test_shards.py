@@ -32,11 +32,11 @@ from tests.contracts.cases import (
 )
 
 LENGTH, ONE_DEVICE = 160, Mesh()
-CLOSE = 5e-5
+CLOSE = 2e-4
 """Relative to an array's largest entry, or 1.
 
-Measured: up to 5e-6, but for gradients by parameters up to 2e-5 where they are sums of terms that
-cancel: by RWKV4's decays, and by queries and keys where a window of one token leaves no choice.
+Measured: up to 5e-6 in outputs and states and 2e-5 in most gradients. Where these are sums of terms
+that cancel, up to 5e-5: by the state before, of LinearAttention's and RWKV4's denominators.
 """
 
 
@@ -123,8 +123,14 @@ def expected(half) -> Results:
 
 @pytest.mark.parametrize("half", HALVES, ids=name)
 def test_four_shards_equal_the_whole(half):
-    """From the middle of a text on, with packed documents that end anywhere."""
-    equal(results(half, Mesh(seq=4))(*streaming(half)), expected(half))
+    """From the middle of a text on: packed documents that end anywhere, and one that does not."""
+    params, x, packed, state = streaming(half)
+    here, there = results(half), results(half, Mesh(seq=4))
+    equal(there(params, x, packed, state), expected(half))
+    # what the first shard has seen reaches the last
+    ones, positions = jnp.ones_like(packed.segments), 70_000 + jnp.arange(LENGTH)
+    one = Context.of(positions * ones, ones, before=ones[:, 0], lengths=packed.lengths)
+    equal(there(params, x, one, state), jax.device_get(here(params, x, one, state)))
 
 
 WITHOUT_STATE = (
