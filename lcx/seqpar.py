@@ -132,23 +132,34 @@ def multiplied(first: Affine, then: Affine) -> Affine:
     return Affine(then.factor @ first.factor, then.factor @ first.added + then.added)
 
 
-def carry(
-    compose: Callable[[Any, Any], Any], before: Any, own: Any, shards: Shards | None
-) -> tuple[Any, Any]:
-    """What lies in front of this shard, and what the whole sequence comes to.
+def carry(compose: Callable[[Any, Any], Any], before: Any, own: Any, shards: Shards | None) -> Any:
+    """What lies in front of this shard.
 
     own: what this shard does; before: what came before the sequence; both pytrees that
     `compose(first, then)`, which is associative, puts together. In log2(count) steps between pairs
     of shards (Hillis and Steele 1986), so that no shard ever holds more than two such summaries.
     """
     if shards is None:
-        return before, compose(before, own)
+        return before
     here, reach, step = index(shards), own, 1
     while step < shards.count:
         reach = _choose(here >= step, compose(_shift(reach, step, shards), reach), reach)
         step *= 2
-    entering = _choose(here > 0, compose(before, _shift(reach, 1, shards)), before)
-    return entering, last(compose(before, reach), shards)
+    return _choose(here > 0, compose(before, _shift(reach, 1, shards)), before)
+
+
+def entering(
+    own: Affine,
+    state: Shaped[Array, "..."],
+    shards: Shards | None,
+    compose: Callable[[Affine, Affine], Affine] = scaled,
+) -> Shaped[Array, "..."]:
+    """The state in front of this shard, of a sequence that begins at `state`; own: what each does.
+
+    The state after the sequence is what the last shard makes of its own (`last`).
+    """
+    # only what has been added so far is read: any factor would do
+    return carry(compose, Affine(own.factor, state), own, shards).added
 
 
 def _choose(this: Any, a: Any, b: Any) -> Any:

@@ -79,10 +79,13 @@ def test_carry_is_a_fold_from_left_to_right(count, compose):
 
     def call(before, own):
         own = jax.tree.map(lambda a: a[0], own)
-        entering, after = seqpar.carry(compose, before, own, Shards(count))
-        return jax.tree.map(lambda a: a[None], entering), after
+        entering = seqpar.carry(compose, before, own, Shards(count))
+        state = seqpar.entering(own, before.added, Shards(count), compose)
+        after = seqpar.last(compose(entering, own), Shards(count))
+        return jax.tree.map(lambda a: a[None], (entering, state)), after
 
-    entering, after = on_shards(count, call, (WHOLE, EACH), (EACH, WHOLE), before, own)
+    (entering, state), after = on_shards(count, call, (WHOLE, EACH), (EACH, WHOLE), before, own)
+    np.testing.assert_array_equal(state, entering.added)
     folded = [before]
     for i in range(count):
         folded.append(compose(folded[-1], jax.tree.map(lambda a, i=i: a[i], own)))
@@ -100,9 +103,10 @@ def test_without_shards_nothing_moves():
     np.testing.assert_array_equal(seqpar.gather(x, None), x)
     np.testing.assert_array_equal(seqpar.last(x, None), x)
     one, two = (Affine(jnp.float32(a), jnp.float32(b)) for a, b in ((2, 1), (3, 5)))
-    entering, after = seqpar.carry(seqpar.scaled, one, two, None)
+    entering = seqpar.carry(seqpar.scaled, one, two, None)
     assert entering == one
-    assert after == (6, 8)
+    assert seqpar.entering(two, one.added, None) == 1
+    assert seqpar.last(seqpar.scaled(entering, two), None) == (6, 8)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 8])

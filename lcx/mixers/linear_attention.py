@@ -70,9 +70,12 @@ class LinearAttention:
         q, k = (FEATURE_MAPS[self.feature_map](a) for a in (q, k))
         before = state or {"sum": None, "normaliser": None}
         one = jnp.ones_like(v[..., :1])
-        document = {"starts": ctx.starts, "shards": ctx.shards}
-        z, normaliser = linear_attention(q, k, one, state=before["normaliser"], **document)
+        z, normaliser = linear_attention(
+            q, k, one, starts=ctx.starts, shards=ctx.shards, state=before["normaliser"]
+        )
         q, k = self.position(q, k, ctx)
-        o, total = linear_attention(q, k, v, state=before["sum"], **document)
+        o, total = linear_attention(
+            q, k, v, starts=ctx.starts, shards=ctx.shards, state=before["sum"]
+        )
         y = params.out(merge_heads(o / (z + 1e-6)))
         return y, state and {"sum": total, "normaliser": normaliser}

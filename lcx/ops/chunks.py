@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 def split(x: Shaped[Array, "B T ..."], chunk: int) -> Shaped[Array, "B N C ..."]:
@@ -29,6 +29,11 @@ def running_sum(x: Float[Array, "... C K"]) -> Float[Array, "... C K"]:
     return jnp.matmul(jnp.tril(jnp.ones((C, C), x.dtype)), x, precision="highest")
 
 
+def starts_from(starts: Bool[Array, "B T"]) -> Int[Array, "B T"]:
+    """How many documents start from each token on."""
+    return jax.lax.cumsum(starts.astype(jnp.int32), axis=1, reverse=True)
+
+
 def decays_to_end(
     g: Float[Array, "b T H K"], starts: Bool[Array, "B T"]
 ) -> tuple[Float[Array, "B T H K"], Float[Array, "B H K"]]:
@@ -36,8 +41,8 @@ def decays_to_end(
 
     g: log-decays. Nothing is left of what a later document's start has cleared.
     """
-    later = jnp.cumsum(starts[:, ::-1], axis=1)[:, ::-1]  # starts from each token on
-    decay = jnp.cumsum(g[:, ::-1], axis=1)[:, ::-1]
+    later = starts_from(starts)
+    decay = jax.lax.cumsum(g, axis=1, reverse=True)
     after = (later - starts)[..., None, None]
     to_end = jnp.exp(decay - g) * (after == 0)
     return to_end, jnp.exp(decay[:, 0]) * (later[:, 0] == 0)[:, None, None]

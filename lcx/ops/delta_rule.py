@@ -108,11 +108,10 @@ def _over_shards(run, tokens, starts, state, shards):
     wide = (q, tokens[1], jnp.concatenate([v, nothing], axis=-1), *rest, starts)
     o, S = run(wide, jnp.concatenate([jnp.zeros_like(state), identity], axis=-1))
     own = Affine(S[..., V:], S[..., :V])
-    before = Affine(identity, state)
-    (_, entering), (_, final) = seqpar.carry(seqpar.multiplied, before, own, shards)
+    entering = seqpar.entering(own, state, shards, seqpar.multiplied)
     o, read = o[..., :V], o[..., V:]
     more = jnp.einsum("bthk,bhkv->bthv", read, entering.astype(read.dtype))
-    return o + more.astype(o.dtype), final
+    return o + more.astype(o.dtype), seqpar.last(own.factor @ entering + own.added, shards)
 
 
 def _reference(tokens, state):

@@ -52,15 +52,13 @@ def gated_linear_attention(
         state = jnp.zeros((batch, heads, width, v.shape[-1]), jnp.float32)
     u = None if bonus is None else bonus.astype(jnp.float32)
     tokens = (q, k, v, g.astype(jnp.float32), starts)
-    final = None
     if shards is not None:
-        before = Affine(jnp.ones_like(state[..., :1]), state)
-        (_, state), (_, final) = seqpar.carry(seqpar.scaled, before, _summary(tokens), shards)
+        state = seqpar.entering(_summary(tokens), state, shards)
     if implementation == "reference":
         o, after = _reference(tokens, u, state)
     else:
         o, after = chunks.in_slabs(partial(_chunked, u, chunk), tokens, state)
-    return o, after if final is None else final
+    return o, seqpar.last(after, shards)
 
 
 def _summary(tokens):

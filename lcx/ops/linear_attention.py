@@ -53,15 +53,13 @@ def linear_attention(
     if state is None:
         state = jnp.zeros((batch, heads, q.shape[-1], v.shape[-1]), jnp.float32)
     tokens = (q, k, v, g.astype(jnp.float32), starts)
-    final = None
     if shards is not None:
-        before = Affine(jnp.ones_like(state[..., :1, :1]), state)
-        (_, state), (_, final) = seqpar.carry(seqpar.scaled, before, _summary(tokens), shards)
+        state = seqpar.entering(_summary(tokens), state, shards)
     if implementation == "reference":
         o, after = _reference(tokens, state)
     else:
         o, after = chunks.in_slabs(partial(_chunked, min(chunk, length)), tokens, state)
-    return o, after if final is None else final
+    return o, seqpar.last(after, shards)
 
 
 def _summary(tokens):

@@ -35,17 +35,15 @@ def lru(
     if state is None:
         state = jnp.zeros((x.shape[0], x.shape[2]), jnp.float32)
     tokens = (x.astype(jnp.float32), g.astype(jnp.float32), starts)
-    final = None
     if shards is not None:
-        before = Affine(jnp.ones_like(state), state)
-        (_, state), (_, final) = seqpar.carry(seqpar.scaled, before, _summary(tokens), shards)
+        state = seqpar.entering(_summary(tokens), state, shards)
     if implementation is None:
         implementation = "reference" if jax.default_backend() == "cpu" else "parallel"
     if implementation == "reference":
         h, last = _reference(tokens, state)
     else:
         h, last = chunks.in_slabs(_parallel, tokens, state)
-    return h, last if final is None else final
+    return h, seqpar.last(last, shards)
 
 
 def _summary(tokens):

@@ -92,15 +92,14 @@ def wkv4(
     state = state._replace(exponent=lax.stop_gradient(state.exponent))  # a unit, not a value
     w, u, fk, fv = (a.astype(jnp.float32) for a in (w, u, k, v))
     tokens = (fk, fv, starts)
-    final = None
     if shards is not None:
         before = _Piece(jnp.zeros_like(state.exponent), state)
-        (_, state), (_, final) = seqpar.carry(_one_after, before, _summary(w, tokens), shards)
+        state = seqpar.carry(_one_after, before, _summary(w, tokens), shards).added
     if implementation == "reference":
         out, after = _reference(w, u, tokens, state)
     else:
         out, after = chunks.in_slabs(lambda *slab: _scaled(w, u, *slab), tokens, state, slab=1024)
-    return out.astype(v.dtype), after if final is None else final
+    return out.astype(v.dtype), seqpar.last(after, shards)
 
 
 class _Piece(NamedTuple):
@@ -121,7 +120,7 @@ def _one_after(first: _Piece, then: _Piece) -> _Piece:
 def _summary(w, tokens) -> _Piece:
     k, v, starts = tokens
     length = k.shape[1]
-    later = jnp.cumsum(starts[:, ::-1], axis=1)[:, ::-1]  # starts from each token on
+    later = chunks.starts_from(starts)
     last = (later == starts)[..., None]
     weight = k + w * jnp.arange(length - 1, -1, -1, dtype=jnp.float32)[:, None]
     exponent = lax.stop_gradient(jnp.where(last, weight, EMPTY).max(axis=1))

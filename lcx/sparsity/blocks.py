@@ -83,9 +83,7 @@ def see(
     # Blocks that end in this piece go where the store is free.
     ends = rank % block == block - 1
     count = ends.sum(axis=1, dtype=jnp.int32)
-    before = Affine(jnp.ones_like(count), old["count"])
-    own_count = Affine(jnp.ones_like(count), count)
-    (_, free), (_, complete) = seqpar.carry(seqpar.scaled, before, own_count, shards)
+    free = seqpar.entering(Affine(jnp.ones_like(count), count), old["count"], shards)
     number = jnp.cumsum(ends, axis=1, dtype=jnp.int32) + free[:, None]
     most = -(-length // block)
     (at,) = jax.vmap(lambda row: jnp.nonzero(row, size=most, fill_value=length))(ends)
@@ -104,7 +102,7 @@ def see(
 
     blocks = {n: put(old[n], take(seen[n])) for n in ("k", "v")}
     first = jnp.take_along_axis(document, jnp.minimum(at, length - 1), axis=1)
-    blocks |= {"document": put(old["document"], first), "count": complete}
+    blocks |= {"document": put(old["document"], first), "count": seqpar.last(number[:, -1], shards)}
     rank_after = seqpar.last(rank[:, -1] + 1, shards)
     after = tail | {"rank": rank_after, "length": state["length"] + whole, "blocks": blocks}
     return near, Stored(number - ends, document), after

@@ -51,7 +51,7 @@ def append(
     return seen, at + begin, seen | {"length": at + length}
 
 
-def slide(state: State, new: dict[str, Array], shards: Shards | None = None) -> tuple[State, State]:
+def slide(state: State, new: dict[str, Array], shards: Shards | None) -> tuple[State, State]:
     """The last tokens followed by a piece, to be seen; and the last of those, to be kept."""
     slots = state["k"].shape[1]
     before = {n: seqpar.halo(new[n], state[n], shards) for n in new}
@@ -91,7 +91,5 @@ def ranks(
     last = start[:, -1]
     # a shard lengthens the document that reaches into it, or begins another
     own = Affine((last < 0).astype(jnp.int32), length - jnp.maximum(last, 0))
-    (_, before), _ = seqpar.carry(
-        seqpar.scaled, Affine(jnp.ones_like(before), before), own, ctx.shards
-    )
+    before = seqpar.entering(own, before, ctx.shards)
     return jnp.where(start < 0, index + before[:, None], index - start), before

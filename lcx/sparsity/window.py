@@ -149,8 +149,7 @@ class Window:
 
         def left(name):
             own = jnp.take_along_axis(new[name], jnp.clip(at, 0, T - 1)[..., None, None], axis=1)
-            before = Affine(jnp.ones_like(stays, own.dtype), old[name])
             here = Affine(stays.astype(own.dtype), jnp.where(put, own, 0))
-            return seqpar.carry(seqpar.scaled, before, here, ctx.shards)[0].added
+            return seqpar.entering(here, old[name], ctx.shards)
 
         return {name: left(name) for name in new}
