@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +17,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from lcx import spec
 from lcx.checkpoint import CorruptCheckpointError
+from lcx.chips import CHIPS, chip_named
 from lcx.cost import cost_of
 from lcx.data import SOURCES, TASKS, TOKENIZERS, Task, Texts
 from lcx.evaluate import describe_data, evaluate
@@ -24,16 +25,15 @@ from lcx.experiment import (
     ExperimentFile,
     Experiments,
     check_links,
-    known,
+    choose,
     load,
-    types,
     validate,
     with_ancestors,
 )
 from lcx.layers import CHANNELS, NORMS
 from lcx.metrics import Evaluation, jsonable
 from lcx.mixers import MIXERS
-from lcx.plan import plan_command
+from lcx.plan import check_devices, elsewhere, print_plans
 from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, Learned, PositionScheme, Scaling
 from lcx.pretrained import Pretrained
 from lcx.processes import PREEMPTED, JoinError, Preempted, Preemption, first, join, leave
@@ -147,17 +147,7 @@ def open_session(
     """
     console = Console(quiet=not first())
     loaded = load(file)
-    experiments = dict(loaded.experiments)
-    chosen = list(experiments) if only is None else only.split(",")
-    for name in chosen:
-        known(name, experiments, "--only")
-    for assignment in assignments:
-        for name in chosen:
-            try:
-                before = experiments[name]
-                experiments[name] = spec.override(before, assignment, types(before))
-            except ValueError as error:
-                raise ValueError(f"--set {assignment} ({name}): {error}") from error
+    experiments, chosen = choose(loaded.experiments, only, assignments)
     check_links(experiments)
     out = out or Path("runs") / file.stem
     session = Session(loaded, experiments, chosen, out, {}, console, Preemption())
@@ -271,6 +261,32 @@ def positions_command(
     print_wavelengths(waves, console)
     write_picture(waves, out)
     console.print(f"The picture: {out}", highlight=False)
+
+
+def plan_command(
+    file: Positional[File],
+    devices: Annotated[int, arg(help="how many devices there would be")],
+    only: Only = None,
+    assignments: Set = (),
+    chip: Annotated[str, arg(help=f"which: {', '.join(CHIPS)}")] = "v5p",
+    out: Annotated[Path | None, arg(help="also write the numbers here, as JSON")] = None,
+) -> None:
+    """Tell what training would take on many devices, without having them."""
+    chip_named(chip).wire(devices)
+    experiments, chosen = choose(load(file).experiments, only, assignments)
+    for name in chosen:
+        try:
+            check_devices(experiments[name], devices)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    console = Console()
+    plans = []
+    for name in chosen:
+        with console.status(f"{name}: compiling for {devices} devices"):
+            plans.append(elsewhere([str(file), name, chip, *assignments], devices))
+    print_plans(plans, console)
+    if out is not None:
+        write_json(out, {made.variant: asdict(made) for made in plans})
 
 
 def _listing(title: str, rows: dict[str, str]) -> Table:

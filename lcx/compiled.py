@@ -7,16 +7,17 @@ nothing is run: no array is made.
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from lcx.experiment import Experiment
 from lcx.hlo import Collectives, collectives
 from lcx.mesh import BATCH, make_mesh, shardings
-from lcx.train import TrainState, make_step
+from lcx.train import fresh_state, jit_step
 
 COMPILES = 4
 """At most so many programs are compiled to find the longest context."""
@@ -53,25 +54,18 @@ def measure(experiment: Experiment) -> Measured:
     settings, mesh = experiment.train, make_mesh(experiment.mesh)
     optimizer = settings.optimizer.transform(settings.steps)
 
-    def fresh(key) -> TrainState:
-        params = model.init(key)
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-
     def laid(array, where) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
 
-    abstract = jax.eval_shape(fresh, jax.eval_shape(lambda: jax.random.key(0)))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    abstract = jax.eval_shape(partial(fresh_state, experiment, optimizer), key)
     where = shardings(abstract, mesh)
     state = jax.tree.map(laid, abstract, where)
     tokens = jax.ShapeDtypeStruct((settings.batch, settings.length), jnp.int32)
     names = ("tokens", "targets", "positions", "segments")
     batch = {name: laid(tokens, NamedSharding(mesh, BATCH)) for name in names}
     with jax.set_mesh(mesh):
-        step = jax.jit(
-            make_step(experiment, optimizer),
-            donate_argnums=0,
-            out_shardings=(where, NamedSharding(mesh, PartitionSpec())),
-        )
+        step = jit_step(experiment, optimizer, where, mesh)
         compiled: Any = step.lower(state, batch).compile(compiler_options=OPTIONS)
     of = compiled.memory_analysis()
     results = of.output_size_in_bytes - of.alias_size_in_bytes

@@ -79,9 +79,13 @@ def head_width(name: str, dims: Dims, heads: int) -> int:
     """D / heads. Raises ValueError with the nearest head counts that do divide."""
     if heads >= 1 and dims.model % heads == 0:
         return dims.model // heads
-    divisors = [n for n in range(1, dims.model + 1) if dims.model % n == 0]
-    near = sorted(sorted(divisors, key=lambda n: abs(n - heads))[:2])
     raise ValueError(
         f"{name}: {heads} heads do not divide the model width {dims.model}; "
-        f"nearest that do: {' or '.join(map(str, near))}"
+        f"nearest that do: {nearest_divisors(dims.model, heads)}"
     )
+
+
+def nearest_divisors(size: int, wanted: int) -> str:
+    """For messages: the two numbers next to `wanted` that divide `size`."""
+    divisors = [n for n in range(1, size + 1) if size % n == 0]
+    return " or ".join(map(str, sorted(sorted(divisors, key=lambda n: abs(n - wanted))[:2])))

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
 
 from lcx import spec
 from lcx.data import SOURCES, TASKS, TOKENIZERS, Data, Task, Texts
+from lcx.dense import nearest_divisors
 from lcx.layers import CHANNELS, NORMS
 from lcx.mesh import Mesh
 from lcx.mixers import MIXERS
-from lcx.model import LM, Block
+from lcx.model import LM, Block, parameters
 from lcx.optim import AdamW
 from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, Learned, TrainingPositions
 from lcx.pretrained import Pretrained
@@ -168,6 +168,27 @@ def known(name: str, experiments: Iterable[str], where: str) -> None:
         raise ValueError(f"{where}: no variant {name!r}{hint} There are: {', '.join(names)}")
 
 
+def choose(
+    experiments: Experiments, only: str | None, assignments: Iterable[str]
+) -> tuple[Experiments, list[str]]:
+    """All variants, the chosen ones changed by every assignment (`spec.override`); the chosen.
+
+    only: their names, separated by commas; None: all. Raises ValueError, as `--only` and `--set`.
+    """
+    changed = dict(experiments)
+    chosen = list(changed) if only is None else only.split(",")
+    for name in chosen:
+        known(name, changed, "--only")
+    for assignment in assignments:
+        for name in chosen:
+            try:
+                before = changed[name]
+                changed[name] = spec.override(before, assignment, types(before))
+            except ValueError as error:
+                raise ValueError(f"--set {assignment} ({name}): {error}") from error
+    return changed, chosen
+
+
 def with_ancestors(names: Iterable[str], experiments: Experiments) -> list[str]:
     """The variants in an order in which each comes after the one that it starts from."""
     ordered: list[str] = []
@@ -195,7 +216,7 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
         needed = corpus.tokenizer.vocab_size
         raise problem("model.vocab", f"is {model.vocab}, the tokenizer has {needed} tokens")
     try:
-        shapes = parameter_shapes(model)
+        shapes = _shapes(model)
     except ValueError as error:
         raise problem("model", error) from error
     if model.positions is not None:
@@ -215,7 +236,7 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
         except ValueError as error:
             raise problem("init_from", error) from error
     elif experiment.init_from is not None:
-        parent = parameter_shapes(experiments[experiment.init_from].model)
+        parent = _shapes(experiments[experiment.init_from].model)
         for path in sorted(shapes.keys() | parent.keys()):
             if shapes.get(path) != parent.get(path):
                 raise problem(
@@ -240,11 +261,9 @@ def check_cuts(experiment: Experiment) -> None:
 
     def divides(ways: int, axes: str, what: str, size: int) -> None:
         if size % ways:
-            fit = [n for n in range(1, size + 1) if size % n == 0]
-            near = sorted(sorted(fit, key=lambda n: abs(n - ways))[:2])
+            near = nearest_divisors(size, ways)
             raise ValueError(
-                f"{axes} = {ways} does not divide {what}, {size}; nearest that do: "
-                f"{' or '.join(map(str, near))}"
+                f"{axes} = {ways} does not divide {what}, {size}; nearest that do: {near}"
             )
 
     rows = train.batch // train.accumulate
@@ -262,15 +281,5 @@ def check_cuts(experiment: Experiment) -> None:
                 divides(mesh.model, "model", f"the hidden width of {path}", size)
 
 
-def parameters(model: LM) -> dict[str, nnx.Variable]:
-    """{path: abstract variable} of the parameters, without making any."""
-    abstract = jax.eval_shape(model.init, jax.random.key(0))
-    found = jax.tree_util.tree_leaves_with_path(
-        abstract, is_leaf=lambda v: isinstance(v, nnx.Variable)
-    )
-    return {jax.tree_util.keystr(p, simple=True, separator="."): v for p, v in found}
-
-
-def parameter_shapes(model: LM) -> dict[str, tuple[int, ...]]:
-    """{path: shape} of the parameters, without making any."""
+def _shapes(model: LM) -> dict[str, tuple[int, ...]]:
     return {path: variable.shape for path, variable in parameters(model).items()}

@@ -72,12 +72,14 @@ class Mesh:
         if self.devices > available:
             raise ValueError(f"{takes}: there are too few")
         if processes > 1 and self.devices != available:
-            raise ValueError(
-                f"{takes}: with {processes} processes it has to take all of them, so that each "
-                f"has a part; mesh.data={self.data * available // self.devices} would"
-                if available % self.devices == 0
-                else f"{takes}: with {processes} processes it has to take all of them"
-            )
+            data = self.data_for(available)
+            fix = "" if data is None else f", so that each has a part; mesh.data={data} would"
+            raise ValueError(f"{takes}: with {processes} processes it has to take all of them{fix}")
+
+    def data_for(self, devices: int) -> int | None:
+        """The `data` with which the mesh takes so many devices, if there is one."""
+        data, over = divmod(devices * self.data, self.devices)
+        return None if over else data
 
 
 def make_mesh(mesh: Mesh) -> jax.sharding.Mesh:
@@ -130,8 +132,10 @@ def by_rows(x: Shaped[Array, "B ..."]) -> Shaped[Array, "B ..."]:
     "fsdp", and then every device works on all rows. Nothing where no mesh with such axes is set.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    ways = math.prod(mesh.shape[name] for name in ROWS if name in mesh.axis_names)
-    if ways == 1 or x.shape[0] % ways or not set(ROWS) <= set(mesh.axis_names):
+    if not set(ROWS) <= set(mesh.axis_names):
+        return x
+    ways = math.prod(mesh.shape[name] for name in ROWS)
+    if ways == 1 or x.shape[0] % ways:
         return x
     tokens = None if AXIS in mesh.manual_axes else AXIS
     return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS, tokens))

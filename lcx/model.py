@@ -1,5 +1,6 @@
 """The language model: embed -> (pattern of blocks x repeats) -> norm -> head."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -273,5 +274,13 @@ class LM:
 
 def count_parameters(model: LM) -> int:
     """The number of parameters, without making any."""
+    return sum(math.prod(variable.shape) for variable in parameters(model).values())
+
+
+def parameters(model: LM) -> dict[str, nnx.Variable]:
+    """{path: abstract variable} of the parameters, without making any."""
     abstract = jax.eval_shape(model.init, jax.random.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract))
+    found = jax.tree_util.tree_leaves_with_path(
+        abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
+    )
+    return {jax.tree_util.keystr(p, simple=True, separator="."): v for p, v in found}

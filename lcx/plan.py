@@ -12,22 +12,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import jax.numpy as jnp
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional, UseAppendAction, arg
 
-from lcx import spec
 from lcx.chips import CHIPS, chip_named
 from lcx.compiled import Measured, fit, measure
 from lcx.cost import state_bytes, training_flops
-from lcx.experiment import Experiment, check_cuts, known, load, types
+from lcx.experiment import Experiment, check_cuts, choose, load
 from lcx.figures import short_bytes, short_length, short_number
 from lcx.model import count_parameters
-from lcx.runs import write_json
 
 
 @dataclass(frozen=True)
@@ -121,49 +117,13 @@ def plan(name: str, experiment: Experiment, chip_name: str) -> Plan:
     )
 
 
-# The command, and the process that it starts for each variant
-
-File = Annotated[Path, arg(help="experiment file, experiments/million.py for one")]
-Only = Annotated[str | None, arg(help="variants, separated by commas; by default all")]
-Set = Annotated[
-    UseAppendAction[tuple[str, ...]],
-    arg(name="set", help="change a field of every chosen variant: mesh.seq=64. May be given again"),
-]
-
-
-def plan_command(
-    file: Positional[File],
-    devices: Annotated[int, arg(help="how many devices there would be")],
-    only: Only = None,
-    assignments: Set = (),
-    chip: Annotated[str, arg(help=f"which: {', '.join(CHIPS)}")] = "v5p",
-    out: Annotated[Path | None, arg(help="also write the numbers here, as JSON")] = None,
-) -> None:
-    """Tell what training would take on many devices, without having them."""
-    chip_named(chip).wire(devices)
-    chosen = _chosen(file, only, assignments)
-    for name, experiment in chosen.items():
-        try:
-            check_devices(experiment, devices)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-    console = Console()
-    plans = []
-    for name in chosen:
-        with console.status(f"{name}: compiling for {devices} devices"):
-            plans.append(_elsewhere([str(file), name, chip, *assignments], devices))
-    print_plans(plans, console)
-    if out is not None:
-        write_json(out, {made.variant: asdict(made) for made in plans})
-
-
 def check_devices(experiment: Experiment, devices: int) -> None:
     """Raise ValueError where the mesh is not one of so many devices, or does not fit the model."""
     mesh = experiment.mesh
     mesh.check(devices)
     if mesh.devices < devices:
-        rest, over = divmod(devices * mesh.data, mesh.devices)
-        fix = f"--set mesh.data={rest} or " if not over else ""
+        data = mesh.data_for(devices)
+        fix = "" if data is None else f"--set mesh.data={data} or "
         raise ValueError(
             f"the mesh takes {mesh.devices} of {devices} devices; "
             f"{fix}--devices {mesh.devices} would do"
@@ -171,22 +131,7 @@ def check_devices(experiment: Experiment, devices: int) -> None:
     check_cuts(experiment)
 
 
-def _chosen(file: Path, only: str | None, assignments: tuple[str, ...]) -> dict[str, Experiment]:
-    chosen = load(file).experiments
-    if only is not None:
-        for name in only.split(","):
-            known(name, chosen, "--only")
-        chosen = {name: chosen[name] for name in only.split(",")}
-    for assignment in assignments:
-        for name, before in chosen.items():
-            try:
-                chosen[name] = spec.override(before, assignment, types(before))
-            except ValueError as error:
-                raise ValueError(f"--set {assignment} ({name}): {error}") from error
-    return chosen
-
-
-def _elsewhere(argv: list[str], devices: int) -> Plan:
+def elsewhere(argv: list[str], devices: int) -> Plan:
     """Plan one variant in a process whose JAX has so many devices."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
@@ -199,8 +144,8 @@ def _elsewhere(argv: list[str], devices: int) -> Plan:
 
 def main(file: str, name: str, chip: str, *assignments: str) -> None:
     """The other process: the plan of one variant as a line of JSON."""
-    experiment = _chosen(Path(file), name, assignments)[name]
-    print(json.dumps(asdict(plan(name, experiment, chip))))
+    experiments, _ = choose(load(Path(file)).experiments, name, assignments)
+    print(json.dumps(asdict(plan(name, experiments[name], chip))))
 
 
 NOTES = (

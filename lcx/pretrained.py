@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lcx.layers import RMSNorm, SwiGLU
 from lcx.mixers import SoftmaxAttention
-from lcx.model import LM, Block
+from lcx.model import LM, Block, parameters
 from lcx.positions import PositionScheme
 from lcx.positions.huggingface import read_positions
 from lcx.types import Params
@@ -84,7 +84,7 @@ class Pretrained:
         shapes = {name: self._shape(name) for name in self._files}
         unread = {name for name in shapes if not name.endswith("rotary_emb.inv_freq")}
         unread -= {"lm_head.weight"} if model.tied else set()
-        for leaf, like in _leaves(model).items():
+        for leaf, like in parameters(model).items():
             for name, shape in _tensors(model, leaf, like.shape):
                 if shapes.get(name) != shape:
                     raise ValueError(
@@ -191,11 +191,6 @@ def _tensors(model: LM, leaf: str, shape: tuple[int, ...]) -> list[tuple[str, tu
         raise ValueError(f"no published weights fit the parameter {leaf}")
     shape = shape[::-1] if leaf.endswith("kernel") else shape
     return [(NAMES[leaf].format(layer), shape) for layer in layers]
-
-
-def _leaves(model: LM) -> dict[str, jax.ShapeDtypeStruct]:
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
 
 
 def _name(path: Any) -> str:

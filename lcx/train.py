@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -97,6 +97,29 @@ def make_step(
     return step
 
 
+def fresh_state(
+    experiment: Experiment, optimizer: optax.GradientTransformation, key: Key[Array, ""]
+) -> TrainState:
+    """The state before the first step."""
+    params = experiment.model.init(key)
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def jit_step(
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
+    where: TrainState,
+    mesh: jax.sharding.Mesh,
+) -> Any:
+    """`make_step`, jitted: it takes the place of the state that it is given, which lies at `where`.
+
+    To be called, or lowered, while the mesh is set.
+    """
+    metrics = NamedSharding(mesh, PartitionSpec())
+    step = make_step(experiment, optimizer)
+    return jax.jit(step, donate_argnums=0, out_shardings=(where, metrics))
+
+
 def scored(batch: Batch) -> Bool[Array, "B T"]:
     """Which targets count: those of no padding, and not marked as unpredictable by a -1."""
     return (batch["segments"] > 0) & (batch["targets"] >= 0)
@@ -124,10 +147,7 @@ def train(
     if places is None and experiment.model.positions is not None:
         places = FromZero(settings.length)
 
-    def fresh(key) -> TrainState:
-        params = experiment.model.init(key)
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-
+    fresh = partial(fresh_state, experiment, optimizer)
     key = jax.random.key(settings.seed)
     where = shardings(jax.eval_shape(fresh, key), mesh)
     cut = NamedSharding(mesh, BATCH)
@@ -145,11 +165,7 @@ def train(
             done, state = restored
             checkpoints.set_aside(after=done)
             console.print(f"{run.name}: resuming at step {done} of {settings.steps}")
-        step = jax.jit(
-            make_step(experiment, optimizer),
-            donate_argnums=0,
-            out_shardings=(where, NamedSharding(mesh, PartitionSpec())),
-        )
+        step = jit_step(experiment, optimizer, where, mesh)
         log = Log(run, done, settings.optimizer.learning_rate(settings.steps))
         with log, progress(console) as bar:
             task = bar.add_task(run.name, total=settings.steps, completed=done, note="compiling")

@@ -52,24 +52,26 @@ def test_when_a_local_process_dies_the_others_are_ended(work):
     assert err.rstrip().endswith("the cause")
 
 
-def test_a_local_job_that_is_preempted_starts_again(work):
+def warned(work, number: int) -> tuple[int, str, str]:
+    """Exit code and output of two processes that are sent a signal while they work."""
     command = ["--requeue=1", "--logs=.", "--", sys.executable, "work.py", "waits"]
     launcher = local(work, "--processes=2", *command)
     until(lambda: len(list(work.glob("ready-*"))) == 2, "starting")
-    launcher.send_signal(signal.SIGUSR1)
+    launcher.send_signal(number)
     out, err = launcher.communicate(timeout=60)
-    assert launcher.returncode == 0, err
+    return launcher.returncode, out, err
+
+
+def test_a_local_job_that_is_preempted_starts_again(work):
+    code, out, err = warned(work, signal.SIGUSR1)
+    assert code == 0, err
     assert "preempted; start 2 of 2" in err
     assert out.count("process 0 sums") == 2
 
 
 def test_a_local_launcher_that_is_told_to_end_does_not_start_again(work):
-    command = ["--requeue=1", "--logs=.", "--", sys.executable, "work.py", "waits"]
-    launcher = local(work, "--processes=2", *command)
-    until(lambda: len(list(work.glob("ready-*"))) == 2, "starting")
-    launcher.send_signal(signal.SIGTERM)
-    out, err = launcher.communicate(timeout=60)
-    assert launcher.returncode == 75, err
+    code, out, err = warned(work, signal.SIGTERM)
+    assert code == 75, err
     assert out.count("process 0 sums") == 1
     assert (work / "saved").exists()
 

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lcx.chips import CHIPS, chip_named
+from lcx.cli import plan_command
 from lcx.compiled import OPTIONS, Measured, fit, measure
 from lcx.experiment import Experiment, Train
 from lcx.hlo import Collectives, collectives
@@ -19,7 +20,7 @@ from lcx.layers import LayerNorm, RWKV7ChannelMix
 from lcx.mesh import BATCH, Mesh, make_mesh, shardings
 from lcx.mixers import RWKV7, SoftmaxAttention
 from lcx.model import LM, Block
-from lcx.plan import check_devices, plan, plan_command
+from lcx.plan import check_devices, plan
 from lcx.train import TrainState, make_step
 from lcx.types import tree_bytes
 
