@@ -6,7 +6,6 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lcx import seqpar
 from lcx.ops.attention import attention, merge
 from lcx.positions import PositionScheme, only_marks
 from lcx.sparsity.past import append, cache, entries
@@ -41,7 +40,9 @@ class SelfExtend:
         return (length + 1) / 2
 
     def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
-        return cache(batch, capacity, groups, width, dtype) | {"length": jnp.zeros((), jnp.int32)}
+        lengths, length = jnp.zeros((batch, capacity), jnp.int32), jnp.zeros((), jnp.int32)
+        state = cache(batch, capacity, groups, width, dtype)
+        return state | {"lengths": lengths, "length": length}
 
     def __call__(
         self,
@@ -53,25 +54,18 @@ class SelfExtend:
         softcap: float | None,
         state: State | None,
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
-        new = entries(k, v, ctx)
+        # keys are marked when they are read, each by the length of its own text
+        lengths = jnp.zeros_like(ctx.positions) if ctx.lengths is None else ctx.lengths
+        new = entries(k, v, ctx) | {"lengths": lengths}
         seen, offset, after = append(state, new, ctx.shards)
-
-        lengths = ctx.lengths
-        if lengths is not None:
-            if state is None:
-                lengths = seqpar.gather(lengths, ctx.shards)
-            else:  # those of the text that is being read
-                lengths = jnp.broadcast_to(
-                    seqpar.last(lengths[:, -1:], ctx.shards), seen["positions"].shape
-                )
 
         def mark(x, positions, lengths):
             return position(x, x, Context(positions, lengths=lengths))[0]
 
         def part(query, key, offset, window):
             return attention(
-                mark(q, query, ctx.lengths),
-                mark(seen["k"], key, lengths),
+                mark(q, query, new["lengths"]),
+                mark(seen["k"], key, seen["lengths"]),
                 seen["v"],
                 offset=offset,
                 window=window,

@@ -42,6 +42,9 @@ from lcx.types import Context, Dims, Half, Params, Policy
 WIDTH, ROWS, LENGTH = 32, 2, 150
 """Longer than any chunk, and a multiple of none."""
 
+TURNED = RoPE(scaling=DynamicYaRN(original=64), fraction=0.5, interleaved=True)
+"""All that RoPE can do; to a mixer, scalings differ in their numbers alone."""
+
 SETTINGS: tuple[Half, ...] = (
     SoftmaxAttention(kv_heads=2, qk_norm=True),
     SoftmaxAttention(kv_heads=1),
@@ -52,7 +55,7 @@ SETTINGS: tuple[Half, ...] = (
     SoftmaxAttention(kv_heads=1, sparsity=ShiftedGroups(8)),
     SoftmaxAttention(kv_heads=2, sparsity=Fixed(8, summary=3)),
     SoftmaxAttention(kv_heads=2, sparsity=TopBlocks(8)),
-    SoftmaxAttention(kv_heads=2, sparsity=SelfExtend(8, group=4)),
+    SoftmaxAttention(kv_heads=2, position=TURNED, sparsity=SelfExtend(8, group=4)),
     SoftmaxAttention(kv_heads=2, position=ALiBi(), softcap=1.5),
     SoftmaxAttention(kv_heads=1, position=ALiBi(), sparsity=Window(7, sinks=3)),
     LinearAttention(heads=2, position=RoPE()),
@@ -78,9 +81,6 @@ SCHEMES = (
     RoPE(fraction=0.5),
     RoPE(interleaved=True),
 )
-TURNED = RoPE(scaling=DynamicYaRN(original=64), fraction=0.5, interleaved=True)
-"""All that RoPE can do; to a mixer, scalings differ in their numbers alone."""
-
 HALVES: tuple[Half, ...] = (
     *(cls() for cls in MIXERS.values()),
     *(cls() for cls in CHANNELS.values()),
