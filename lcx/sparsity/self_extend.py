@@ -20,7 +20,7 @@ class SelfExtend:
     beyond of floor(i / group) + neighbours - floor(neighbours / group) - floor(j / group). For
     evaluating a model that was trained with `Full()`, without any fine-tune: trained on L tokens,
     it reads (L - neighbours) * group + neighbours. State: as of `Full`, but keys are kept without
-    positions, and marked each time that they are read.
+    positions, beside the length of their text, and marked each time that they are read.
     """
 
     neighbours: int = 256
