@@ -182,29 +182,38 @@ def halves(i: int | Int[Array, ""], shards: Shards) -> tuple[Any, Any]:
     return i, 2 * shards.count - 1 - i
 
 
-def balance(
-    x: Shaped[Array, "B t ..."], shards: Shards
-) -> tuple[Shaped[Array, "B t/2 ..."], Shaped[Array, "B t/2 ..."]]:
+def worked(
+    i: int | Int[Array, ""], local: int, shards: Shards
+) -> tuple[Int[Array, " h"], Int[Array, " h"]]:
+    """The indices in the sequence of the tokens that shard i works on: of its two halves."""
+    low, high = (half * (local // 2) + jnp.arange(local // 2) for half in halves(i, shards))
+    return low, high
+
+
+def balance(x: Shaped[Array, "B t ..."], shards: Shards) -> Shaped[Array, "B t ..."]:
     """The two halves that this shard is to work on, for its own two; t is even."""
     even, odd = _destinations(shards)
     first, second = jnp.split(x, 2, axis=1)
     first = lax.ppermute(first, AXIS, list(enumerate(even)))
     second = lax.ppermute(second, AXIS, list(enumerate(odd)))
-    # half number i came with the first halves if i is even
-    swap = index(shards) % 2 == 1
-    return jnp.where(swap, second, first), jnp.where(swap, first, second)
+    return _ordered(first, second, shards)
 
 
-def restore(
-    low: Shaped[Array, "B h ..."], high: Shaped[Array, "B h ..."], shards: Shards
-) -> Shaped[Array, "B 2*h ..."]:
+def restore(x: Shaped[Array, "B t ..."], shards: Shards) -> Shaped[Array, "B t ..."]:
     """The inverse of `balance`: every shard has its own tokens again."""
     even, odd = _destinations(shards)
-    swap = index(shards) % 2 == 1
-    first, second = jnp.where(swap, high, low), jnp.where(swap, low, high)
+    first, second = jnp.split(_ordered(*jnp.split(x, 2, axis=1), shards), 2, axis=1)
     first = lax.ppermute(first, AXIS, [(there, here) for here, there in enumerate(even)])
     second = lax.ppermute(second, AXIS, [(there, here) for here, there in enumerate(odd)])
     return jnp.concatenate([first, second], axis=1)
+
+
+def _ordered(first: Array, second: Array, shards: Shards) -> Array:
+    """The low half before the high one, or back: half number i comes as a first one if i is even."""
+    swap = index(shards) % 2 == 1
+    return jnp.concatenate(
+        [jnp.where(swap, second, first), jnp.where(swap, first, second)], axis=1
+    )
 
 
 def _destinations(shards: Shards) -> tuple[list[int], list[int]]:

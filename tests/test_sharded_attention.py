@@ -162,23 +162,21 @@ class TestBalance:
 
     def tiles(self, first, queries, keys):
         """How many tiles of scores are visited, of queries from index `first` of the keys on."""
-        tiling = Tiling(1, self.TILE, self.TILE, unroll=True)
+        tiling = Tiling(1, self.TILE, self.TILE, unroll=False)
         plan = Plan(Scoring(1.0, None, None), None, tiling)
         geometry = _Tiles(plan, first, Marks(None, None), (queries, 1, 1, 8), (keys, 1, 8))
-        counted = (
-            geometry.for_keys(t, lambda masked, j, n: n + 1, 0)
-            for t in range(0, queries, self.TILE)
+        return geometry.for_queries(
+            lambda t, n: geometry.for_keys(t, lambda masked, j, n: n + 1, n), 0
         )
-        return sum(counted)
 
     def visited(self, monkeypatch):
         """[shard, step of the ring]."""
-        half, shards = self.SHARD // 2, Shards(self.COUNT)
+        shards = Shards(self.COUNT)
 
+        @jax.jit
         def of(shard, step):
             monkeypatch.setattr(seqpar, "index", lambda shards: shard)
-            pairs = module._pairs(module._Ring(None, shards), jnp.int32(step), half)
-            return sum(self.tiles(int(first), half, half) for _, _, first in pairs)
+            return self.tiles(module.last_seen(shards, step, self.SHARD), self.SHARD, self.SHARD)
 
         return np.array([[of(i, s) for s in range(self.COUNT)] for i in range(self.COUNT)])
 
@@ -191,14 +189,13 @@ class TestBalance:
         assert (visited[:, 1:] == 2 * square).all()
         # no tile is left out: together they are the whole triangle
         whole = self.COUNT * self.SHARD
-        assert visited.sum() == self.tiles(0, whole, whole)
+        assert visited.sum() == self.tiles(jnp.int32(0), whole, whole)
 
     def test_gather(self):
-        half, shards = self.SHARD // 2, Shards(self.COUNT)
-        visited = [
-            sum(self.tiles(h * half, half, 2 * self.COUNT * half) for h in seqpar.halves(i, shards))
-            for i in range(self.COUNT)
-        ]
+        workers = (seqpar.worked(i, self.SHARD, Shards(self.COUNT)) for i in range(self.COUNT))
+        whole = self.COUNT * self.SHARD
+        tiles = jax.jit(partial(self.tiles, queries=self.SHARD, keys=whole))
+        visited = [int(tiles(jnp.concatenate(w))) for w in workers]
         assert max(visited) == min(visited)
 
     def test_without_it_the_last_shard_would_do_many_times_as_much_as_the_first(self, monkeypatch):

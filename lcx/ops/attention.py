@@ -52,8 +52,8 @@ def attention(
 
     Args:
         offset: index among the keys of the first query: query t sees keys s <= offset + t. An
-            int, or an integer array when it is known only at run time (streaming). An array [B T]:
-            the index of each query, never less than that of the one before.
+            int, or an integer array when it is known only at run time (streaming). An array [B T],
+            or [T] for all rows: the index of each query, never less than that of the one before.
         window: each query sees exactly the last `window` keys, itself included: s > offset + t -
             window. None: the whole past.
         scale: factor of the scores; K ** -0.5 by default.
@@ -81,8 +81,10 @@ def attention(
         raise ValueError(f"window must be at least 1 (the token itself), not {window}")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap must be positive, not {softcap}")
-    if jnp.ndim(offset) not in (0, 2) or (jnp.ndim(offset) == 2 and jnp.shape(offset) != (B, T)):
-        raise ValueError(f"offset must be a number or of shape {(B, T)}, not {jnp.shape(offset)}")
+    if jnp.shape(offset) not in ((), (T,), (B, T)):
+        raise ValueError(
+            f"offset must be a number or of shape {(T,)} or {(B, T)}, not {jnp.shape(offset)}"
+        )
     if segments is not None and (segments[0].shape, segments[1].shape) != ((B, T), (B, S)):
         got = f"{segments[0].shape} and {segments[1].shape}"
         raise ValueError(f"segments must be of shapes {(B, T)} and {(B, S)}, not {got}")
@@ -215,7 +217,8 @@ def _reference(
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     query, key = jnp.asarray(offset), jnp.arange(k.shape[1])
     if query.ndim == 0:
-        query = (query + jnp.arange(q.shape[1]))[None]
+        query = query + jnp.arange(q.shape[1])
+    query = query[None] if query.ndim == 1 else query
     seen = scoring.visible(query[..., None], key[None, None])
     if segments is not None:
         seen &= segments[0][:, :, None] == segments[1][:, None, :]

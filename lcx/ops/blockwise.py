@@ -22,7 +22,7 @@ BLIND = -HIDDEN  # within this file, the logsumexp of a query without keys: exp(
 Segments = tuple[Int[Array, "B T"], Int[Array, "B S"]]
 Positions = tuple[Int[Array, "B T"], Int[Array, "B S"]]
 Index = int | Int[Array, ""]
-Offset = Index | Int[Array, "B T"]
+Offset = Index | Int[Array, " T"] | Int[Array, "B T"]
 
 
 class Scoring(NamedTuple):
@@ -125,7 +125,7 @@ def blockwise(
     static, traced, own = None, None, None
     if isinstance(offset, int):
         static = offset
-    elif offset.ndim == 0:
+    elif offset.ndim < 2:
         traced = offset
     else:
         own = offset
@@ -143,25 +143,66 @@ def blockwise(
     return o, jnp.where(lse == BLIND, HIDDEN, lse)
 
 
-def forward_of_rows(plan: Plan, first: Index, q: Array, k: Array, v: Array, marks: "Marks") -> Any:
-    """Output and logsumexp [B G R T] (BLIND if a query sees no key) of queries from `first` on.
+# Queries may see their keys in several calls, each of which goes on from the results of the one
+# before: from an output and a logsumexp, and from the sums that become gradients.
 
-    For callers that join the results of several sets of keys, and differentiate them together.
+
+def nothing_seen(q: Float[Array, "B T G R K"], V: int) -> tuple[Array, Array]:
+    """The (o, lse) of queries that have seen no key yet; o in fp32, as sums should be."""
+    B, T, G, R, _ = q.shape
+    o = jnp.zeros_like(q, jnp.float32, shape=(B, T, G, R, V))
+    return o, jnp.full_like(q, BLIND, jnp.float32, shape=(B, G, R, T))
+
+
+def see(
+    plan: Plan, first: Offset, q: Array, k: Array, v: Array, marks: Marks, o: Array, lse: Array
+) -> tuple[Float[Array, "B T G R V"], Float[Array, "B G R T"]]:
+    """The (o, lse) of queries that have seen these keys, too; lse is BLIND if there was none yet.
+
+    first: as `blockwise`'s offset, the same for every row.
     """
-    return jax.vmap(lambda q, k, v, marks: _forward(plan, first, q, k, v, marks))(q, k, v, marks)
+    return jax.vmap(partial(_forward, plan, first))(q, k, v, marks, o, lse)
 
 
-def backward_of_rows(plan: Plan, saved: Any, cotangents: tuple[Array, Array]) -> Any:
-    """The gradients by q, k and v of what one set of keys adds to a joint o and lse.
+def no_gradients(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Sums for `see_back` to add to: of q [B T G R K], of k [B G S K], of v [B G S V]; fp32."""
+    dk, dv = (jnp.zeros_like(x.swapaxes(1, 2), jnp.float32) for x in (k, v))
+    return jnp.zeros_like(q, jnp.float32), dk, dv
 
-    saved: (first, q, k, v, marks, o, lse), as `forward_of_rows` has them, o and lse being joint.
-    """
-    first, *rows = saved
 
-    def row(rows, cotangents):
-        return _attend_bwd(plan, (first, *rows), cotangents)[1:4]
+def see_back(
+    plan: Plan,
+    first: Offset,
+    q: Array,
+    k: Array,
+    v: Array,
+    marks: Marks,
+    seen: tuple[Array, Array, Array],
+    sums: tuple[Array, Array, Array],
+) -> tuple[Array, Array, Array]:
+    """Add to the sums what these keys do; seen: lse at the end, and `cotangents_of`'s two."""
+    return jax.vmap(partial(_backward, plan, first))(q, k, v, marks, seen, sums)
 
-    return jax.vmap(row)(tuple(rows), cotangents)
+
+def cotangents_of(
+    o: Float[Array, "*B T G R V"], do: Float[Array, "*B T G R V"], dlse: Float[Array, "*B G R T"]
+) -> tuple[Array, Array]:
+    """do and the number that each query's weights' gradients have in common."""
+    # The logsumexp's gradient by a score is its weight p, so it only shifts p (dp - delta).
+    delta = jnp.einsum("...tgrv,...tgrv->...grt", o, do, preferred_element_type=jnp.float32) - dlse
+    return do, delta
+
+
+def gradients_of(
+    plan: Plan, sums: tuple[Array, Array, Array], q: Array, k: Array, v: Array
+) -> tuple[Array, Array, Array]:
+    """Finished sums as gradients by q, k and v."""
+    dq, dk, dv = sums
+    return (
+        dq.astype(q.dtype),
+        (plan.scoring.scale * dk).swapaxes(-3, -2).astype(k.dtype),
+        dv.swapaxes(-3, -2).astype(v.dtype),
+    )
 
 
 # What follows sees one row of the batch: q is [T G R K], k [S G K], v [S G V], marks [T] and [S].
@@ -171,21 +212,33 @@ def backward_of_rows(plan: Plan, saved: Any, cotangents: tuple[Array, Array]) ->
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(plan: Plan, first: Any, q: Array, k: Array, v: Array, marks: Any) -> Any:
-    return _forward(plan, first, q, k, v, marks)
+    return _attend_fwd(plan, first, q, k, v, marks)[0]
 
 
 def _attend_fwd(plan: Plan, first: Any, q: Array, k: Array, v: Array, marks: Any) -> Any:
-    o, lse = _forward(plan, first, q, k, v, marks)
+    T, G, R, _ = q.shape
+    o = jnp.zeros_like(q, shape=(T, G, R, v.shape[-1]))
+    lse = jnp.full_like(q, BLIND, jnp.float32, shape=(G, R, T))
+    o, lse = _forward(plan, first, q, k, v, marks, o, lse)
     return (o, lse), (first, q, k, v, marks, o, lse)
 
 
+def _attend_bwd(plan: Plan, saved: Any, cotangents: tuple[Array, Array]) -> Any:
+    first, q, k, v, marks, o, lse = saved
+    dk, dv = (jnp.zeros_like(x.swapaxes(0, 1), jnp.float32) for x in (k, v))
+    seen = lse, *cotangents_of(o, *cotangents)
+    sums = _backward(plan, first, q, k, v, marks, seen, (jnp.zeros_like(q), dk, dv))
+    # None: the float0 zeros that integer arguments ask for
+    return None, *gradients_of(plan, sums, q, k, v), None
+
+
 def _forward(
-    plan: Plan, first: Any, q: Array, k: Array, v: Array, marks: Any
+    plan: Plan, first: Any, q: Array, k: Array, v: Array, marks: Any, o: Array, lse: Array
 ) -> tuple[Float[Array, "T G R V"], Float[Array, "G R T"]]:
-    """Output in q's dtype, and the logsumexp of each query's scores (BLIND if it sees none)."""
-    (T, G, R, _), V = q.shape, v.shape[-1]
+    """Output in the dtype of the one before, and the logsumexp of each query's scores."""
+    T, G, R, _ = q.shape
     tiles = _Tiles(plan, first, marks, q.shape, k.shape)
-    q = tiles.pad(q)
+    q, o, lse = tiles.pad(q), tiles.pad(o), tiles.pad(lse, 2)
 
     def queries(t: Index, out: tuple[Array, Array]) -> tuple[Array, Array]:
         qt = tiles.queries(q, t)
@@ -203,10 +256,12 @@ def _forward(
             acc = acc * shrink[..., None] + _matmul("gqs,gsv->gqv", p.astype(vj.dtype), vj)
             return new_top, total * shrink + p.sum(-1), acc
 
-        top = jnp.full_like(qt[..., 0], HIDDEN, jnp.float32)
-        zero = jnp.zeros_like(top)
-        acc = jnp.zeros_like(zero[..., None], shape=(*zero.shape, V))
-        top, total, acc = tiles.for_keys(t, keys, (top, zero, acc))
+        # An output and its logsumexp are what keys whose weights sum to 1 have made.
+        top = _take(out[1], t, tiles.tiling.queries, axis=2).reshape(G, -1)
+        total = jnp.where(top == BLIND, 0.0, 1.0)
+        top = jnp.where(top == BLIND, HIDDEN, top)
+        acc = tiles.queries(out[0], t).astype(jnp.float32)
+        top, total, acc = tiles.for_keys(t, keys, (top, total, acc))
         # A query that saw no key has the maximum of hidden scores, or of none, and no meaning.
         some = top > HIDDEN / 2
         total = jnp.where(some, total, 1.0)
@@ -214,23 +269,21 @@ def _forward(
         lse = jnp.where(some, top + jnp.log(total), BLIND)
         return tiles.put_queries(out[0], o, t), _put(out[1], lse.reshape(G, R, -1), t, axis=2)
 
-    o = jnp.zeros_like(q, shape=(*q.shape[:3], V))
-    lse = jnp.zeros_like(q, jnp.float32, shape=(G, R, q.shape[0]))
     o, lse = tiles.for_queries(queries, (o, lse))
     return o[:T], lse[..., :T]
 
 
-def _attend_bwd(plan: Plan, saved: Any, cotangents: tuple[Array, Array]) -> Any:
-    first, q, k, v, marks, o, lse = saved
-    do, dlse = cotangents
-    (T, G, _, K), S = q.shape, k.shape[0]
+def _backward(
+    plan: Plan, first: Any, q: Array, k: Array, v: Array, marks: Any, seen: Any, sums: Any
+) -> tuple[Float[Array, "T G R K"], Float[Array, "G S K"], Float[Array, "G S V"]]:
+    """The sums with what these keys add; dk is without `scale`."""
+    T, G, _, K = q.shape
     tiles = _Tiles(plan, first, marks, q.shape, k.shape)
-    # The logsumexp's gradient by a score is its weight p, so it only shifts p (dp - delta).
-    delta = jnp.einsum("tgrv,tgrv->grt", o, do, preferred_element_type=jnp.float32) - dlse
+    lse, do, delta = seen
     # Queries of padding have do = delta = 0, so they add nothing to dk and dv.
     q, do, lse, delta = tiles.pad(q), tiles.pad(do), tiles.pad(lse, 2), tiles.pad(delta, 2)
 
-    def queries(t: Index, grads: tuple[Array, ...]) -> tuple[Array, ...]:
+    def queries(t: Index, sums: tuple[Array, ...]) -> tuple[Array, ...]:
         qt, dot = tiles.queries(q, t), tiles.queries(do, t)
         lse_t, delta_t = tiles.row(lse, t), tiles.row(delta, t)
 
@@ -253,14 +306,12 @@ def _attend_bwd(plan: Plan, saved: Any, cotangents: tuple[Array, Array]) -> Any:
             return dqt, dk, dv
 
         dqt = jnp.zeros_like(qt, jnp.float32, shape=(G, K, qt.shape[1]))
-        dqt, dk, dv = tiles.for_keys(t, keys, (dqt, *grads[1:]))
-        return tiles.put_queries(grads[0], plan.scoring.scale * dqt.mT, t), dk, dv
+        dqt, dk, dv = tiles.for_keys(t, keys, (dqt, *sums[1:]))
+        more = tiles.queries(sums[0], t) + plan.scoring.scale * dqt.mT
+        return tiles.put_queries(sums[0], more, t), dk, dv
 
-    dk, dv = (jnp.zeros_like(x, jnp.float32, shape=(G, S, x.shape[-1])) for x in (k, v))
-    dq, dk, dv = tiles.for_queries(queries, (jnp.zeros_like(q), dk, dv))
-    dk = (plan.scoring.scale * dk).swapaxes(0, 1).astype(k.dtype)
-    dv = dv.swapaxes(0, 1).astype(v.dtype)
-    return None, dq[:T], dk, dv, None  # None: the float0 zeros that integer arguments ask for
+    dq, dk, dv = tiles.for_queries(queries, (tiles.pad(sums[0]), *sums[1:]))
+    return dq[:T], dk, dv
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)

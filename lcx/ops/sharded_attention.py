@@ -27,12 +27,16 @@ from lcx.ops.blockwise import (
     Plan,
     Scoring,
     Tiling,
-    backward_of_rows,
-    forward_of_rows,
+    cotangents_of,
+    gradients_of,
+    no_gradients,
+    nothing_seen,
+    see,
+    see_back,
 )
 from lcx.seqpar import Shards
 
-GATHERED = 2**24
+GATHERED = 2**20
 """Bytes of a row's keys and values below which they are gathered, however many heads they have."""
 
 
@@ -74,35 +78,51 @@ def sharded_attention(
         raise ValueError(f"implementation {implementation!r}: use 'gather' or 'ring'")
     if unfit:
         raise ValueError(f"the ring cannot run here: {unfit}")
-    return _around(q, k, v, shards, softcap, segments, slopes and positions, slopes)
+    return _around(q, k, v, shards, softcap, segments, slopes, slopes and positions)
 
 
 def _gathered(q, k, v, shards, softcap, segments, slopes, positions, decay):
-    k, v = seqpar.gather(k, shards), seqpar.gather(v, shards)
-    documents = None if segments is None else seqpar.gather(segments, shards)
-    places = None if slopes is None else seqpar.gather(positions, shards)
+    T, here = q.shape[1], seqpar.index(shards)
+    balanced = T % 2 == 0
+    own = (q, segments, positions)
+    if balanced:
+        q, documents, places = _balanced(own, shards)
+        parts = seqpar.worked(here, T, shards)
+    else:
+        q, documents, places = own
+        parts = (here * T + jnp.arange(T),)
+    k, v, segments, positions = (
+        None if x is None else seqpar.gather(x, shards) for x in (k, v, segments, positions)
+    )
 
-    def part(q, begin):
-        def with_ours(mark):
-            return lax.dynamic_slice_in_dim(mark, begin, q.shape[1], axis=1), mark
-
+    def part(at: slice, offset: Any):
         return attention(
-            *(q, k, v),
-            offset=begin,
+            *(q[:, at], k, v),
+            offset=offset,
             softcap=softcap,
-            segments=None if documents is None else with_ours(documents),
-            bias=None if places is None else Bias(slopes, with_ours(places)),
+            segments=None if documents is None else (documents[:, at], segments),
+            bias=None if slopes is None else Bias(slopes, (places[:, at], positions)),
             decay=decay,
         )
 
-    here = seqpar.index(shards)
-    if q.shape[1] % 2:
-        return part(q, here * q.shape[1])
-    first, second = seqpar.halves(here, shards)
-    low, high = seqpar.balance(q, shards)
-    o, lse = part(low, first * low.shape[1])
-    more, its = part(high, second * high.shape[1])
-    return seqpar.restore(o, more, shards), seqpar.restore(lse, its, shards)
+    if decay is None:
+        o, lse = part(slice(None), jnp.concatenate(parts))
+    else:
+        # each of consecutive tokens; their sizes are counted from its middle
+        size = T // len(parts)
+        results = [
+            part(slice(n * size, (n + 1) * size), tokens[0]) for n, tokens in enumerate(parts)
+        ]
+        o, lse = (jnp.concatenate(x, axis=1) for x in zip(*results, strict=True))
+    return _restored((o, lse), shards) if balanced else (o, lse)
+
+
+def _balanced(arrays: Any, shards: Shards) -> Any:
+    return jax.tree.map(lambda x: seqpar.balance(x, shards), arrays)
+
+
+def _restored(arrays: Any, shards: Shards) -> Any:
+    return jax.tree.map(lambda x: seqpar.restore(x, shards), arrays)
 
 
 class _Ring(NamedTuple):
@@ -112,24 +132,20 @@ class _Ring(NamedTuple):
     shards: Shards
 
 
-def _around(q, k, v, shards, softcap, segments, positions, slopes):
+def _around(q, k, v, shards, softcap, segments, slopes, positions):
     B, T, H, K = q.shape
     G = k.shape[2]
     scoring = Scoring(K**-0.5, None, softcap, slopes)
+    # tiles that cut each half evenly
     plan = Plan(scoring, None, Tiling.of(B, T // 2, T // 2, H)._replace(rows=B))
     q = q.reshape(B, T, G, H // G, K)
-    halves = [
-        None if x is None else jnp.stack(seqpar.balance(x, shards))
-        for x in (q, k, v, segments, positions)
-    ]
-    o, lse = _ring(_Ring(plan, shards), *halves)
-    lse = jnp.moveaxis(lse, -1, 2)
-    o = seqpar.restore(o[0], o[1], shards).reshape(B, T, H, -1)
-    return o, seqpar.restore(lse[0], lse[1], shards).reshape(B, T, H)
+    o, lse = _ring(_Ring(plan, shards), *_balanced((q, k, v, segments, positions), shards))
+    o, lse = _restored((o, jnp.moveaxis(lse, -1, 1)), shards)
+    return o.reshape(B, T, H, -1), lse.reshape(B, T, H)
 
 
-# What follows works on two halves at a time: q is [2 B h G R K], k [2 B h G K], v [2 B h G V], a
-# mark [2 B h]; o is [2 B h G R V] and lse [2 B G R h].
+# What follows works on the two halves of `balance`, one behind the other: their keys are in the
+# order of the sequence, so that what a query sees of another shard's is its first few.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -137,76 +153,53 @@ def _ring(of: _Ring, q: Array, k: Array, v: Array, segments: Any, positions: Any
     return _ring_forward(of, q, k, v, segments, positions)[0]
 
 
-def offset(query: Any, key: Any, length: int) -> Any:
-    """The index of the first query of a half among the keys of another, both of `length`."""
-    return (query - key) * length
+def last_seen(of: Shards, step: Int[Array, ""], local: int) -> Int[Array, " t"]:
+    """Of each of this shard's queries: the index of the last key it sees of those here now.
 
-
-def _pairs(of: _Ring, step: Int[Array, ""], length: int) -> Any:
-    """The four pairs of a half of queries and a half of the keys that are here now."""
-    here = seqpar.index(of.shards)
-    mine = seqpar.halves(here, of.shards)
-    theirs = seqpar.halves((here - step) % of.shards.count, of.shards)
-    for a in range(2):
-        for b in range(2):
-            yield a, b, offset(mine[a], theirs[b], length)
-
-
-def _marks(ours: Any, theirs: Any, a: int, b: int) -> Marks:
-    return Marks(
-        *(
-            None if own is None else (own[a], other[b])
-            for own, other in zip(ours, theirs, strict=True)
-        )
-    )
+    -1: it sees none of them.
+    """
+    here = seqpar.index(of)
+    queries = jnp.concatenate(seqpar.worked(here, local, of))
+    halves = seqpar.worked((here - step) % of.count, local, of)
+    return sum(jnp.clip(queries - keys[0] + 1, 0, len(keys)) for keys in halves) - 1
 
 
 def _ring_forward(of, q, k, v, segments, positions):
-    length, marks = q.shape[2], (segments, positions)
+    marks = Marks(segments, positions)
 
     def step(carry, number):
-        (k, v, *theirs), o, lse = carry
-        following = seqpar.ring((k, v, *theirs), of.shards)  # sent while this is worked on
-        for a, b, first in _pairs(of, number, length):
-            own = _marks(marks, theirs, a, b)
-            more, its = forward_of_rows(of.plan, first, q[a], k[b], v[b], own)
-            its = jnp.where(its == BLIND, HIDDEN, its)
-            total = jnp.logaddexp(lse[a], its)
-            shares = (jnp.moveaxis(jnp.exp(x - total), -1, 1)[..., None] for x in (lse[a], its))
-            both = [x * share for x, share in zip((o[a], more), shares, strict=True)]
-            o, lse = o.at[a].set(both[0] + both[1]), lse.at[a].set(total)
-        return (following, o, lse), None
+        (k, v, theirs), seen = carry
+        following = seqpar.ring((k, v, theirs), of.shards)  # sent while this is worked on
+        both = _both(marks, theirs)
+        seen = see(of.plan, last_seen(of.shards, number, q.shape[1]), q, k, v, both, *seen)
+        return (following, seen), None
 
-    o = jnp.zeros((*q.shape[:5], v.shape[-1]), jnp.float32)
-    lse = jnp.full((*q.shape[:2], *q.shape[3:5], length), HIDDEN, jnp.float32)
-    carry = ((k, v, *marks), o, lse)
-    (_, o, lse), _ = lax.scan(step, carry, jnp.arange(of.shards.count))
+    carry = (k, v, marks), nothing_seen(q, v.shape[-1])
+    (_, (o, lse)), _ = lax.scan(step, carry, jnp.arange(of.shards.count))
     o = o.astype(q.dtype)
-    return (o, lse), (q, k, v, marks, o, lse)
+    return (o, jnp.where(lse == BLIND, HIDDEN, lse)), (q, k, v, marks, o, lse)
 
 
 def _ring_backward(of, saved, cotangents):
     q, k, v, marks, o, lse = saved
-    lse = jnp.where(lse == HIDDEN, BLIND, lse)
+    seen = lse, *cotangents_of(o, *cotangents)
 
     def step(carry, number):
-        (k, v, *theirs), dq, (dk, dv) = carry
-        following = seqpar.ring((k, v, *theirs), of.shards)
-        for a, b, first in _pairs(of, number, q.shape[2]):
-            own = _marks(marks, theirs, a, b)
-            block = (first, q[a], k[b], v[b], own, o[a], lse[a])
-            grads = backward_of_rows(of.plan, block, tuple(c[a] for c in cotangents))
-            dq, dk, dv = (
-                total.at[i].add(more.astype(jnp.float32))
-                for total, i, more in zip((dq, dk, dv), (a, b, b), grads, strict=True)
-            )
+        (k, v, theirs), sums = carry
+        following = seqpar.ring((k, v, theirs), of.shards)
+        first = last_seen(of.shards, number, q.shape[1])
+        dq, *sums = see_back(of.plan, first, q, k, v, _both(marks, theirs), seen, sums)
         # gradients travel with what they are of, and are home when it is
-        return (following, dq, seqpar.ring((dk, dv), of.shards)), None
+        return (following, (dq, *seqpar.ring(sums, of.shards))), None
 
-    zeros = [jnp.zeros(x.shape, jnp.float32) for x in (q, k, v)]
-    carry = ((k, v, *marks), zeros[0], (zeros[1], zeros[2]))
-    (_, dq, (dk, dv)), _ = lax.scan(step, carry, jnp.arange(of.shards.count))
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+    carry = (k, v, marks), no_gradients(q, k, v)
+    (_, sums), _ = lax.scan(step, carry, jnp.arange(of.shards.count))
+    return *gradients_of(of.plan, sums, q, k, v), None, None
+
+
+def _both(ours: Marks, theirs: Marks) -> Marks:
+    """Each mark of the queries beside that of the keys."""
+    return Marks(*(None if a is None else (a, b) for a, b in zip(ours, theirs, strict=True)))
 
 
 _ring.defvjp(_ring_forward, _ring_backward)
