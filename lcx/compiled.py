@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from lcx.experiment import Experiment
 from lcx.hlo import Collectives, collectives
 from lcx.mesh import BATCH, make_mesh, shardings
-from lcx.train import fresh_state, jit_step
+from lcx.train import TrainState, fresh_state, jit_step
 
 COMPILES = 4
 """At most so many programs are compiled to find the longest context."""
@@ -25,7 +25,9 @@ COMPILES = 4
 OPTIONS: Any = {
     # as accelerators do it: little memory before many threads
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-    "xla_backend_optimization_level": 0,  # machine code that nobody runs
+    # soonest done with machine code that nobody runs
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
 }
 
 
@@ -50,7 +52,20 @@ def measure(experiment: Experiment) -> Measured:
     policy = experiment.model.policy
     half: Any = {name: "float16" for name, kind in asdict(policy).items() if kind == "bfloat16"}
     model = replace(experiment.model, policy=replace(policy, **half))
-    experiment = replace(experiment, model=model)
+    compiled, state, _ = compile_step(replace(experiment, model=model))
+    of = compiled.memory_analysis()
+    results = of.output_size_in_bytes - of.alias_size_in_bytes
+    return Measured(
+        parameters=_device_bytes(state.params),
+        optimizer=_device_bytes(state.optimizer),
+        arguments=of.argument_size_in_bytes,
+        memory=of.argument_size_in_bytes + results + of.temp_size_in_bytes,
+        sent=collectives(compiled.as_text(), experiment.mesh.devices),
+    )
+
+
+def compile_step(experiment: Experiment) -> tuple[Any, TrainState, dict[str, Any]]:
+    """The compiled step, and the shapes and shardings of the state and the batch it takes."""
     settings, mesh = experiment.train, make_mesh(experiment.mesh)
     optimizer = settings.optimizer.transform(settings.steps)
 
@@ -66,16 +81,7 @@ def measure(experiment: Experiment) -> Measured:
     batch = {name: laid(tokens, NamedSharding(mesh, BATCH)) for name in names}
     with jax.set_mesh(mesh):
         step = jit_step(experiment, optimizer, where, mesh)
-        compiled: Any = step.lower(state, batch).compile(compiler_options=OPTIONS)
-    of = compiled.memory_analysis()
-    results = of.output_size_in_bytes - of.alias_size_in_bytes
-    return Measured(
-        parameters=_device_bytes(state.params),
-        optimizer=_device_bytes(state.optimizer),
-        arguments=of.argument_size_in_bytes,
-        memory=of.argument_size_in_bytes + results + of.temp_size_in_bytes,
-        sent=collectives(compiled.as_text(), mesh.size),
-    )
+        return step.lower(state, batch).compile(compiler_options=OPTIONS), state, batch
 
 
 def _device_bytes(tree: Any) -> int:

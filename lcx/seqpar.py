@@ -196,24 +196,22 @@ def balance(x: Shaped[Array, "B t ..."], shards: Shards) -> Shaped[Array, "B t .
     first, second = jnp.split(x, 2, axis=1)
     first = lax.ppermute(first, AXIS, list(enumerate(even)))
     second = lax.ppermute(second, AXIS, list(enumerate(odd)))
-    return _ordered(first, second, shards)
+    # half number i came with the first halves if i is even
+    return _swapped(jnp.concatenate([first, second], axis=1), shards)
 
 
 def restore(x: Shaped[Array, "B t ..."], shards: Shards) -> Shaped[Array, "B t ..."]:
     """The inverse of `balance`: every shard has its own tokens again."""
     even, odd = _destinations(shards)
-    first, second = jnp.split(_ordered(*jnp.split(x, 2, axis=1), shards), 2, axis=1)
+    first, second = jnp.split(_swapped(x, shards), 2, axis=1)
     first = lax.ppermute(first, AXIS, [(there, here) for here, there in enumerate(even)])
     second = lax.ppermute(second, AXIS, [(there, here) for here, there in enumerate(odd)])
     return jnp.concatenate([first, second], axis=1)
 
 
-def _ordered(first: Array, second: Array, shards: Shards) -> Array:
-    """The low half before the high one, or back: half number i comes as a first one if i is even."""
-    swap = index(shards) % 2 == 1
-    return jnp.concatenate(
-        [jnp.where(swap, second, first), jnp.where(swap, first, second)], axis=1
-    )
+def _swapped(x: Shaped[Array, "B t ..."], shards: Shards) -> Shaped[Array, "B t ..."]:
+    """The second half before the first, on every second shard."""
+    return jnp.where(index(shards) % 2 == 1, jnp.roll(x, x.shape[1] // 2, axis=1), x)
 
 
 def _destinations(shards: Shards) -> tuple[list[int], list[int]]:

@@ -198,7 +198,8 @@ def test_loss_in_pieces_equals_the_loss_of_all_logits(params, tokens, monkeypatc
     for a, b in zip(
         jax.tree.leaves(pieces_gradients), jax.tree.leaves(whole_gradients), strict=True
     ):
-        np.testing.assert_allclose(a, b, atol=1e-4)
+        # sums over tokens in another order: measured 4e-7 of the largest
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * max(abs(b).max(), 1))
 
 
 def test_weights_are_cut_by_their_own_axis_names():

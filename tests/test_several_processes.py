@@ -30,7 +30,7 @@ def launched(texts, processes: int, devices: int, *command: str) -> subprocess.P
     environment = os.environ | {
         "TINY_TEXTS": f"{texts}/*.txt",
         "PYTHONPATH": str(HERE.parent),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false",
     }
     line = [*LCX, command[0], str(HERE / "tiny.py"), "--only", "softmax", *command[1:]]
     line += ["--set", f"train.steps={STEPS}", "--set", "train.checkpoint_every=15"]

@@ -12,8 +12,8 @@ from lcx import seqpar
 from lcx.mesh import BATCH, Mesh, make_mesh
 from lcx.ops import sharded_attention as module
 from lcx.ops.attention import Bias, attention
-from lcx.ops.blockwise import Marks, Plan, Scoring, Tiling, _Tiles
 from lcx.ops.sharded_attention import sharded_attention
+from lcx.ops.tiles import Marks, Plan, Scoring, Tiles, Tiling
 from lcx.positions import XPos
 from lcx.seqpar import CUT, Shards, sharded
 
@@ -164,7 +164,7 @@ class TestBalance:
         """How many tiles of scores are visited, of queries from index `first` of the keys on."""
         tiling = Tiling(1, self.TILE, self.TILE, unroll=False)
         plan = Plan(Scoring(1.0, None, None), None, tiling)
-        geometry = _Tiles(plan, first, Marks(None, None), (queries, 1, 1, 8), (keys, 1, 8))
+        geometry = Tiles(plan, first, Marks(None, None), (queries, 1, 1, 8), (keys, 1, 8))
         return geometry.for_queries(
             lambda t, n: geometry.for_keys(t, lambda masked, j, n: n + 1, n), 0
         )

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from lcx.ops.blockwise import HIDDEN, Offset, Positions, Scoring, Segments, blockwise
+from lcx.ops.blockwise import blockwise
+from lcx.ops.tiles import HIDDEN, Offset, Positions, Scoring, Segments
 
 
 class Bias(NamedTuple):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from lcx.ops.blockwise import HIDDEN, Scoring, Segments
+from lcx.ops.tiles import HIDDEN, Scoring, Segments
 
 TILE = 64
 """Queries of one block that are attended together."""

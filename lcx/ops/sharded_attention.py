@@ -10,6 +10,7 @@ cost the same (`lcx.seqpar.balance`), and gives them back. In two forms:
 """
 
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,11 +23,6 @@ from lcx import seqpar
 from lcx.ops.attention import Bias, attention
 from lcx.ops.blockwise import (
     BLIND,
-    HIDDEN,
-    Marks,
-    Plan,
-    Scoring,
-    Tiling,
     cotangents_of,
     gradients_of,
     no_gradients,
@@ -34,6 +30,7 @@ from lcx.ops.blockwise import (
     see,
     see_back,
 )
+from lcx.ops.tiles import HIDDEN, Marks, Plan, Scoring, Tiling
 from lcx.seqpar import Shards
 
 GATHERED = 2**20
@@ -72,49 +69,44 @@ def sharded_attention(
         size = whole * G * (k.shape[3] + v.shape[3]) * k.dtype.itemsize
         cheap = size <= GATHERED or shards.count * G <= 2 * H
         implementation = "gather" if cheap or unfit else "ring"
+    positions = None if slopes is None else positions
     if implementation == "gather":
         return _gathered(q, k, v, shards, softcap, segments, slopes, positions, decay)
     if implementation != "ring":
         raise ValueError(f"implementation {implementation!r}: use 'gather' or 'ring'")
     if unfit:
         raise ValueError(f"the ring cannot run here: {unfit}")
-    return _around(q, k, v, shards, softcap, segments, slopes, slopes and positions)
+    return _around(q, k, v, shards, softcap, segments, slopes, positions)
 
 
 def _gathered(q, k, v, shards, softcap, segments, slopes, positions, decay):
     T, here = q.shape[1], seqpar.index(shards)
-    balanced = T % 2 == 0
-    own = (q, segments, positions)
+    theirs = jax.tree.map(lambda x: seqpar.gather(x, shards), (k, v, segments, positions))
+    ours, balanced = (q, segments, positions), T % 2 == 0
     if balanced:
-        q, documents, places = _balanced(own, shards)
-        parts = seqpar.worked(here, T, shards)
+        ours, parts = _balanced(ours, shards), seqpar.worked(here, T, shards)
     else:
-        q, documents, places = own
         parts = (here * T + jnp.arange(T),)
-    k, v, segments, positions = (
-        None if x is None else seqpar.gather(x, shards) for x in (k, v, segments, positions)
-    )
 
     def part(at: slice, offset: Any):
+        own = jax.tree.map(lambda x: x[:, at], ours)
         return attention(
-            *(q[:, at], k, v),
+            *(own[0], *theirs[:2]),
             offset=offset,
             softcap=softcap,
-            segments=None if documents is None else (documents[:, at], segments),
-            bias=None if slopes is None else Bias(slopes, (places[:, at], positions)),
+            segments=None if segments is None else (own[1], theirs[2]),
+            bias=None if slopes is None else Bias(slopes, (own[2], theirs[3])),
             decay=decay,
         )
 
     if decay is None:
-        o, lse = part(slice(None), jnp.concatenate(parts))
+        result = part(slice(None), jnp.concatenate(parts))
     else:
-        # each of consecutive tokens; their sizes are counted from its middle
-        size = T // len(parts)
-        results = [
-            part(slice(n * size, (n + 1) * size), tokens[0]) for n, tokens in enumerate(parts)
-        ]
-        o, lse = (jnp.concatenate(x, axis=1) for x in zip(*results, strict=True))
-    return _restored((o, lse), shards) if balanced else (o, lse)
+        # consecutive tokens at a time: sizes are counted from their middle
+        ends = range(0, T + 1, T // len(parts))
+        results = (part(slice(*at), p[0]) for at, p in zip(pairwise(ends), parts, strict=True))
+        result = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *results)
+    return _restored(result, shards) if balanced else result
 
 
 def _balanced(arrays: Any, shards: Shards) -> Any:
@@ -160,8 +152,11 @@ def last_seen(of: Shards, step: Int[Array, ""], local: int) -> Int[Array, " t"]:
     """
     here = seqpar.index(of)
     queries = jnp.concatenate(seqpar.worked(here, local, of))
-    halves = seqpar.worked((here - step) % of.count, local, of)
-    return sum(jnp.clip(queries - keys[0] + 1, 0, len(keys)) for keys in halves) - 1
+    low, high = (
+        jnp.clip(queries - keys[0] + 1, 0, len(keys))
+        for keys in seqpar.worked((here - step) % of.count, local, of)
+    )
+    return low + high - 1
 
 
 def _ring_forward(of, q, k, v, segments, positions):

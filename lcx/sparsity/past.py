@@ -8,7 +8,7 @@ from jaxtyping import Array, Int
 
 from lcx import seqpar
 from lcx.ops.attention import Bias
-from lcx.ops.blockwise import Index
+from lcx.ops.tiles import Index
 from lcx.positions import PositionScheme
 from lcx.seqpar import Affine, Shards
 from lcx.types import Context, State

@@ -1,0 +1,46 @@
+"""Memory of a process that runs a training step, beside what `lcx.compiled` says of it.
+
+    python -m tests.really_used
+
+A process of its own, whose memory is nobody else's. Prints both numbers as JSON. Linux only.
+"""
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from lcx.compiled import compile_step, measure
+from lcx.experiment import Experiment, Train
+from lcx.mixers import RWKV7
+from lcx.model import LM, Block
+from lcx.train import fresh_state
+
+MODEL = LM(width=64, pattern=(Block(RWKV7()),), repeats=2, remat="block")
+EXPERIMENT = Experiment(model=MODEL, train=Train(length=8192, batch=1))
+
+
+def process(name: str) -> int:
+    """Bytes: VmRSS, resident now; VmHWM, at most since it was reset."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(found[1])
+
+
+def main() -> None:
+    said = measure(EXPERIMENT)
+    step, _, batch = compile_step(EXPERIMENT)
+    optimizer = EXPERIMENT.train.optimizer.transform(EXPERIMENT.train.steps)
+    state = jax.jit(partial(fresh_state, EXPERIMENT, optimizer))(jax.random.key(0))
+    batch = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), batch)
+    jax.block_until_ready((state, batch))
+    Path("/proc/self/clear_refs").write_text("5")  # the most from here on
+    before = process("VmRSS")
+    jax.block_until_ready(step(state, batch))
+    print(json.dumps([said.memory - said.arguments, process("VmHWM") - before]))
+
+
+if __name__ == "__main__":
+    main()
