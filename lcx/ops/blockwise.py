@@ -141,29 +141,32 @@ def _attend(plan: Plan, first: Any, q: Array, k: Array, v: Array, marks: Any) ->
 
 
 def _attend_fwd(plan: Plan, first: Any, q: Array, k: Array, v: Array, marks: Any) -> Any:
-    T, G, R, _ = q.shape
-    o = jnp.zeros_like(q, shape=(T, G, R, v.shape[-1]))
-    lse = jnp.full_like(q, BLIND, jnp.float32, shape=(G, R, T))
-    o, lse = _forward(plan, first, q, k, v, marks, o, lse)
+    o, lse = _forward(plan, first, q, k, v, marks)
     return (o, lse), (first, q, k, v, marks, o, lse)
 
 
 def _attend_bwd(plan: Plan, saved: Any, cotangents: tuple[Array, Array]) -> Any:
     first, q, k, v, marks, o, lse = saved
-    dk, dv = (jnp.zeros_like(x.swapaxes(0, 1), jnp.float32) for x in (k, v))
-    seen = lse, *cotangents_of(o, *cotangents)
-    sums = _backward(plan, first, q, k, v, marks, seen, (jnp.zeros_like(q), dk, dv))
+    sums = _backward(plan, first, q, k, v, marks, (lse, *cotangents_of(o, *cotangents)))
     # None: the float0 zeros that integer arguments ask for
     return None, *gradients_of(plan, sums, q, k, v), None
 
 
 def _forward(
-    plan: Plan, first: Any, q: Array, k: Array, v: Array, marks: Any, o: Array, lse: Array
+    plan: Plan, first: Any, q: Array, k: Array, v: Array, marks: Any, *before: Array
 ) -> tuple[Float[Array, "T G R V"], Float[Array, "G R T"]]:
-    """Output in the dtype of the one before, and the logsumexp of each query's scores."""
-    T, G, R, _ = q.shape
+    """Output and the logsumexp of each query's scores, from those before or from nothing.
+
+    The output is in the dtype of the one before, or in q's.
+    """
+    (T, G, R, _), V = q.shape, v.shape[-1]
     tiles = Tiles(plan, first, marks, q.shape, k.shape)
-    q, o, lse = tiles.pad(q), tiles.pad(o), tiles.pad(lse, 2)
+    q = tiles.pad(q)
+    if before:
+        o, lse = tiles.pad(before[0]), tiles.pad(before[1], 2)
+    else:
+        o = jnp.zeros_like(q, shape=(*q.shape[:3], V))
+        lse = jnp.zeros_like(q, jnp.float32, shape=(G, R, q.shape[0]))
 
     def queries(t: Index, out: tuple[Array, Array]) -> tuple[Array, Array]:
         qt = tiles.queries(q, t)
@@ -181,11 +184,16 @@ def _forward(
             acc = acc * shrink[..., None] + _matmul("gqs,gsv->gqv", p.astype(vj.dtype), vj)
             return new_top, total * shrink + p.sum(-1), acc
 
-        # An output and its logsumexp are what keys whose weights sum to 1 have made.
-        top = take(out[1], t, tiles.tiling.queries, axis=2).reshape(G, -1)
-        total = jnp.where(top == BLIND, 0.0, 1.0)
-        top = jnp.where(top == BLIND, HIDDEN, top)
-        acc = tiles.queries(out[0], t).astype(jnp.float32)
+        if before:
+            # An output and its logsumexp are what keys whose weights sum to 1 have made.
+            top = take(out[1], t, tiles.tiling.queries, axis=2).reshape(G, -1)
+            total = jnp.where(top == BLIND, 0.0, 1.0)
+            top = jnp.where(top == BLIND, HIDDEN, top)
+            acc = tiles.queries(out[0], t)
+        else:
+            top = jnp.full_like(qt[..., 0], HIDDEN, jnp.float32)
+            total = jnp.zeros_like(top)
+            acc = jnp.zeros_like(total[..., None], shape=(*total.shape, V))
         top, total, acc = tiles.for_keys(t, keys, (top, total, acc))
         # A query that saw no key has the maximum of hidden scores, or of none, and no meaning.
         some = top > HIDDEN / 2
@@ -199,9 +207,9 @@ def _forward(
 
 
 def _backward(
-    plan: Plan, first: Any, q: Array, k: Array, v: Array, marks: Any, seen: Any, sums: Any
+    plan: Plan, first: Any, q: Array, k: Array, v: Array, marks: Any, seen: Any, before: Any = None
 ) -> tuple[Float[Array, "T G R K"], Float[Array, "G S K"], Float[Array, "G S V"]]:
-    """The sums with what these keys add; dk is without `scale`."""
+    """The sums before, or none, with what these keys add; dk is without `scale`."""
     T, G, _, K = q.shape
     tiles = Tiles(plan, first, marks, q.shape, k.shape)
     lse, do, delta = seen
@@ -232,10 +240,16 @@ def _backward(
 
         dqt = jnp.zeros_like(qt, jnp.float32, shape=(G, K, qt.shape[1]))
         dqt, dk, dv = tiles.for_keys(t, keys, (dqt, *sums[1:]))
-        more = tiles.queries(sums[0], t) + plan.scoring.scale * dqt.mT
+        more = plan.scoring.scale * dqt.mT
+        if before:
+            more += tiles.queries(sums[0], t)
         return tiles.put_queries(sums[0], more, t), dk, dv
 
-    dq, dk, dv = tiles.for_queries(queries, (tiles.pad(sums[0]), *sums[1:]))
+    if before:
+        sums = tiles.pad(before[0]), *before[1:]
+    else:
+        sums = jnp.zeros_like(q), *(jnp.zeros_like(x.swapaxes(0, 1), jnp.float32) for x in (k, v))
+    dq, dk, dv = tiles.for_queries(queries, sums)
     return dq[:T], dk, dv
 
 
