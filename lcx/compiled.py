@@ -18,14 +18,15 @@ from lcx.experiment import Experiment
 from lcx.hlo import Collectives, collectives
 from lcx.mesh import BATCH, make_mesh, shardings
 from lcx.train import TrainState, fresh_state, jit_step
+from lcx.xla import known_options
 
 COMPILES = 4
 """At most so many programs are compiled to find the longest context."""
 
-OPTIONS: Any = {
+OPTIONS = {
     # as accelerators do it: little memory before many threads
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-    # soonest done with machine code that nobody runs
+    # soonest done with machine code that nobody runs; jax 0.12 has no older emitters
     "xla_backend_optimization_level": 0,
     "xla_cpu_use_fusion_emitters": False,
 }
@@ -81,7 +82,11 @@ def compile_step(experiment: Experiment) -> tuple[Any, TrainState, dict[str, Any
     batch = {name: laid(tokens, NamedSharding(mesh, BATCH)) for name in names}
     with jax.set_mesh(mesh):
         step = jit_step(experiment, optimizer, where, mesh)
-        return step.lower(state, batch).compile(compiler_options=OPTIONS), state, batch
+        return (
+            step.lower(state, batch).compile(compiler_options=known_options(OPTIONS)),
+            state,
+            batch,
+        )
 
 
 def _device_bytes(tree: Any) -> int:

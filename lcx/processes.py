@@ -186,10 +186,15 @@ def _said() -> tuple[str, int, int, None]:
 
 def _found(timeout: int) -> tuple[str, int, int, Sequence[int] | None]:
     """The same, and this process's devices, as JAX finds them out."""
-    # JAX has no public name for this
-    from jax._src.clusters import ClusterEnv
+    try:  # JAX has no public name for this
+        from jax._src.clusters import ClusterEnv
 
-    detect = ClusterEnv.auto_detect_unset_distributed_params
+        detect = ClusterEnv.auto_detect_unset_distributed_params
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"LCX_PROCESSES=auto: jax {jax.__version__} does not say how it finds processes; "
+            "give LCX_PROCESSES=<number>, LCX_PROCESS and JAX_COORDINATOR_ADDRESS"
+        ) from error
     told = os.environ.get("JAX_COORDINATOR_ADDRESS")
     address, processes, process, devices = detect(told, None, None, None, None, timeout)
     if address is None or processes is None or process is None:

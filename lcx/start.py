@@ -26,6 +26,12 @@ def huge_pages(policy: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled"
 def main() -> None:
     """Entry point of `lcx`."""
     huge_pages()
+    if flags := os.environ.get("XLA_FLAGS", ""):
+        from lcx.xla import unknown_flags
+
+        if unknown := unknown_flags(flags):  # which XLA would answer by ending the process
+            names = " ".join(unknown)
+            sys.exit(f"lcx: XLA_FLAGS: this version of XLA does not know {names}; take it out")
     from lcx.cli import main
 
     main()

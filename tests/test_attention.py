@@ -283,11 +283,10 @@ def test_memory_is_linear_in_the_length(kind):
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    sizes = [temporaries(T) for T in (2**13, 2**15, 2**17)]
-    steps = sizes[1] - sizes[0], sizes[2] - sizes[1]
-    # Four times the step. Measured 6.8: short texts reuse the tiles' memory. Quadratic: 16.
-    assert steps[1] < 8 * steps[0]
-    assert sizes[2] < 2**34 / 10
+    # where what grows outweighs the tiles: 39 and 74 MB on jax 0.10, 34 and 67 MB on 0.12
+    short, long = (temporaries(T) for T in (2**17, 2**18))
+    assert long < 2.2 * short  # quadratic: 4
+    assert short < 2**17 * 2**9
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from lcx.model import LM, Block
 from lcx.plan import check_devices, plan
 from lcx.train import TrainState, make_step
 from lcx.types import tree_bytes
+from lcx.xla import known_options
 
 LOOPS = """HloModule step
 
@@ -106,7 +107,7 @@ def test_a_plan_is_of_the_step_that_runs():
         batch = dict.fromkeys(("tokens", "targets", "positions", "segments"), tokens)
         out = (where, NamedSharding(mesh, PartitionSpec()))
         step = jax.jit(make_step(of, optimizer), donate_argnums=0, out_shardings=out)
-        compiled = step.lower(state, batch).compile(compiler_options=OPTIONS)
+        compiled = step.lower(state, batch).compile(compiler_options=known_options(OPTIONS))
 
     def held(tree) -> int:
         return tree_bytes([a.addressable_shards[0].data for a in jax.tree.leaves(tree)])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def launched(texts, processes: int, devices: int, *command: str) -> subprocess.P
     environment = os.environ | {
         "TINY_TEXTS": f"{texts}/*.txt",
         "PYTHONPATH": str(HERE.parent),
-        "XLA_FLAGS": "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false",
+        "XLA_FLAGS": re.sub(r"--xla_force\S+", "", os.environ["XLA_FLAGS"]),
     }
     line = [*LCX, command[0], str(HERE / "tiny.py"), "--only", "softmax", *command[1:]]
     line += ["--set", f"train.steps={STEPS}", "--set", "train.checkpoint_every=15"]

@@ -1,7 +1,8 @@
 """Cut the time axis into pieces: what every chunked recurrence begins and ends with."""
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,43 @@ def split(x: Shaped[Array, "B T ..."], chunk: int) -> Shaped[Array, "B N C ..."]
 def join(x: Shaped[Array, "B N C ..."], length: int) -> Shaped[Array, "B T ..."]:
     """The inverse of `split`: back to `length` tokens, the padding dropped."""
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+
+class Sums(NamedTuple):
+    """Running sums of log-decays, in two parts whose differences lose nothing to large sums.
+
+    In one fp32 number a chunk's sum may reach -1000, and the difference of two neighbours then
+    carries its rounding, 6e-5, though it may itself be next to nothing. The coarse part holds
+    multiples of a power of two, which fp32 adds without rounding; the fine part stays small.
+    """
+
+    coarse: Float[Array, "... C"]
+    fine: Float[Array, "... C"]
+
+    @classmethod
+    def of(cls, g: Float[Array, "... C"], strongest: float) -> "Sums":
+        """Up to and with each token. g: log-decays from `strongest` to 0."""
+        grid = 2.0 ** (math.ceil(math.log2(-strongest * g.shape[-1])) - 24)
+        coarse = jax.lax.stop_gradient(jnp.round(g / grid) * grid)
+        return cls(jnp.cumsum(coarse, axis=-1), jnp.cumsum(g - coarse, axis=-1))
+
+    @property
+    def total(self) -> Float[Array, "... C"]:
+        return self.coarse + self.fine
+
+    def to_end(self) -> Float[Array, "... C"]:
+        """The log-decay from behind each token to the chunk's end."""
+        return sum(a[..., -1:] - a for a in self)
+
+    def between(self, seen: Bool[Array, "... C C"]) -> Float[Array, "... C C"]:
+        """The log-decay from token j to token i, -inf where not seen[i, j].
+
+        Masked before an exponential is taken: after it, a masked overflow gives NaN gradients. A
+        token's own is the constant 0, whose gradients would cancel, and not to the last bit.
+        """
+        apart = sum(a[..., :, None] - a[..., None, :] for a in self)
+        own = jnp.eye(seen.shape[-1], dtype=bool)
+        return jnp.where(own, 0.0, jnp.where(seen, apart, -jnp.inf))
 
 
 def running_sum(x: Float[Array, "... C K"]) -> Float[Array, "... C K"]:

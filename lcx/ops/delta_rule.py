@@ -142,13 +142,14 @@ def _split(chunk, tokens):
 def _scalar_chunks(chunk, tokens, state):
     dtype, length = tokens[0].dtype, tokens[0].shape[1]
     (q, k, v, beta, g), document = _split(chunk, tokens)
-    decay = jnp.cumsum(jnp.maximum(g, STRONGEST), axis=-1)
+    sums = chunks.Sums.of(jnp.maximum(g, STRONGEST), STRONGEST)
+    decay = sums.total
     document = document[:, :, None]
     last = document[..., -1:]
     seen = jnp.tril(document[..., :, None] == document[..., None, :])
-    between = jnp.exp(jnp.where(seen, decay[..., :, None] - decay[..., None, :], -jnp.inf))
+    between = jnp.exp(sums.between(seen))
     from_start = (jnp.exp(decay) * (document == 0))[..., None]
-    to_end = (jnp.exp(decay[..., -1:] - decay) * (document == last))[..., None]
+    to_end = (jnp.exp(sums.to_end()) * (document == last))[..., None]
 
     # What is written for a token: its value less what the state held for its key, which the tokens
     # before it in the chunk have changed: writes = v - (read + pairs writes).

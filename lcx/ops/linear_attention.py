@@ -21,8 +21,7 @@ from lcx.seqpar import Affine, Shards
 Implementation = Literal["reference", "chunked"]
 
 STRONGEST = -20.0
-"""A token's strongest log-decay in the chunked form: e^-20 is nothing beside fp32's rounding, and
-differences of larger sums would be rounded themselves."""
+"""A token's strongest log-decay in the chunked form: e^-20 is nothing beside fp32's rounding."""
 
 
 def linear_attention(
@@ -95,13 +94,14 @@ def _chunked(chunk, tokens, state):
     # decay is [B N G R C], and the documents' numbers are [B N C]
     Q, K = (jnp.swapaxes(chunks.split(a, chunk), 2, 3) for a in (q, k))
     V, decay = (_grouped(chunks.split(a, chunk), groups) for a in (v, jnp.maximum(g, STRONGEST)))
-    decay = jnp.cumsum(decay, axis=-1)
+    sums = chunks.Sums.of(decay, STRONGEST)
+    decay = sums.total
     document = jnp.cumsum(chunks.split(starts, chunk), axis=-1)
     one = document[:, :, None, None]  # [B N 1 1 C]
 
     # What each chunk adds to the state: its tokens, decayed to its end, of its last document.
     last = one[..., -1:]
-    to_end = jnp.exp(decay[..., -1:] - decay) * (one == last)
+    to_end = jnp.exp(sums.to_end()) * (one == last)
     added = _product("bngck,bngrcv->bngrkv", K, V * to_end[..., None].astype(V.dtype))
     kept = jnp.exp(decay[..., -1]) * (last[..., 0] == 0)
 
@@ -116,9 +116,7 @@ def _chunked(chunk, tokens, state):
     from_start = jnp.exp(decay) * (one == 0)
     o = from_start[..., None] * _product("bngck,nbgrkv->bngrcv", Q, entering.astype(Q.dtype))
     seen = jnp.tril(document[..., :, None] == document[..., None, :])[:, :, None, None]
-    # masked before the exponential: after it, a masked overflow would give NaN gradients
-    between = jnp.where(seen, decay[..., :, None] - decay[..., None, :], -jnp.inf)
-    scores = _product("bngik,bngjk->bngij", Q, K)[:, :, :, None] * jnp.exp(between)
+    scores = _product("bngik,bngjk->bngij", Q, K)[:, :, :, None] * jnp.exp(sums.between(seen))
     o = o + _product("bngrij,bngrjv->bngriv", scores.astype(V.dtype), V)
     o = jnp.moveaxis(o, 4, 2).reshape(*o.shape[:2], chunk, *v.shape[2:])
     return chunks.join(o, length).astype(q.dtype), S.reshape(state.shape)

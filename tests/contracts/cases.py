@@ -195,16 +195,6 @@ def whole(half: Half):
     return gradients_of(lambda p, x, ctx: half(p, x, ctx)[0])
 
 
-def assert_close(got, expected, relative: float) -> None:
-    """Each leaf to `relative` of the largest magnitude in it, or of 1; nothing infinite or NaN."""
-    paths = jax.tree_util.tree_leaves_with_path(expected)
-    for (path, b), a in zip(paths, jax.tree.leaves(got), strict=True):
-        a, b = (np.asarray(v, np.float64) for v in (a, b))
-        assert np.isfinite(a).all(), jax.tree_util.keystr(path)
-        error = np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1.0)
-        assert error <= relative, f"{jax.tree_util.keystr(path)}: relative error {error:.1e}"
-
-
 def rms_error(got, expected) -> float:
     """Root mean square of the error, relative to that of what was expected."""
     a, b = (np.asarray(v, np.float64) for v in (got, expected))
