@@ -45,7 +45,8 @@ class Sums(NamedTuple):
 
     def to_end(self) -> Float[Array, "... C"]:
         """The log-decay from behind each token to the chunk's end."""
-        return sum(a[..., -1:] - a for a in self)
+        coarse, fine = (a[..., -1:] - a for a in self)
+        return coarse + fine
 
     def between(self, seen: Bool[Array, "... C C"]) -> Float[Array, "... C C"]:
         """The log-decay from token j to token i, -inf where not seen[i, j].
@@ -53,9 +54,9 @@ class Sums(NamedTuple):
         Masked before an exponential is taken: after it, a masked overflow gives NaN gradients. A
         token's own is the constant 0, whose gradients would cancel, and not to the last bit.
         """
-        apart = sum(a[..., :, None] - a[..., None, :] for a in self)
+        coarse, fine = (a[..., :, None] - a[..., None, :] for a in self)
         own = jnp.eye(seen.shape[-1], dtype=bool)
-        return jnp.where(own, 0.0, jnp.where(seen, apart, -jnp.inf))
+        return jnp.where(own, 0.0, jnp.where(seen, coarse + fine, -jnp.inf))
 
 
 def running_sum(x: Float[Array, "... C K"]) -> Float[Array, "... C K"]:
