@@ -82,11 +82,8 @@ def compile_step(experiment: Experiment) -> tuple[Any, TrainState, dict[str, Any
     batch = {name: laid(tokens, NamedSharding(mesh, BATCH)) for name in names}
     with jax.set_mesh(mesh):
         step = jit_step(experiment, optimizer, where, mesh)
-        return (
-            step.lower(state, batch).compile(compiler_options=known_options(OPTIONS)),
-            state,
-            batch,
-        )
+        options: Any = known_options(OPTIONS)
+        return step.lower(state, batch).compile(compiler_options=options), state, batch
 
 
 def _device_bytes(tree: Any) -> int:
