@@ -119,6 +119,7 @@ OPS = {
     "diagonal delta": Op(diagonal_delta_rule, diagonal_arguments, removed),
     "lru": Op(lru, lambda draw, T, d: {"x": draw(B, T, K), "g": forget(d, B, T, K)}, summed),
 }
+BY_FEATURE = ("gated", "gated, bonus", "diagonal delta")
 every_op = pytest.mark.parametrize("name", OPS)
 
 
@@ -194,7 +195,7 @@ def test_the_fast_form_equals_the_plain_one(name, decay):
     fast, plain = both(name, arguments, jnp.asarray(starts), state)
     # measured: up to 2.7e-6; at -15, where a chunk's log-decays sum to -1000 and are rounded by
     # 3e-5, up to 3.6e-5 where each feature has its own
-    assert error(fast, plain) < (1.5e-4 if decay < -10 else 1.5e-5)
+    assert error(fast, plain) < (1.5e-4 if decay < -10 and name in BY_FEATURE else 1.5e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in OPS if name != "lru"])
@@ -220,7 +221,8 @@ def test_decays_that_leave_nothing_are_exact_and_finite(name):
     rng = np.random.default_rng(2)
     g = np.where(rng.random(arguments["g"].shape) < 0.5, -1000.0, -0.01)
     fast, plain = both(name, arguments | {"g": g}, None, state)
-    assert error(fast, plain) < 1.5e-4  # as above; measured: up to 3.5e-5
+    # as above; measured: up to 3.5e-5
+    assert error(fast, plain) < (1.5e-4 if name in BY_FEATURE else 1.5e-5)
 
 
 @pytest.mark.parametrize("length", [1, 40, 1100])
