@@ -1,12 +1,13 @@
 """Memory of a process that runs a training step, beside what `lcx.compiled` says of it.
 
-    python -m tests.really_used
+    python -m tests.really_used 8192  # tokens
 
 A process of its own, whose memory is nobody else's. Prints both numbers as JSON. Linux only.
 """
 
 import json
 import re
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from lcx.model import LM, Block
 from lcx.train import fresh_state
 
 MODEL = LM(width=64, pattern=(Block(RWKV7()),), repeats=2, remat="block")
-EXPERIMENT = Experiment(model=MODEL, train=Train(length=8192, batch=1))
 
 
 def process(name: str) -> int:
@@ -29,11 +29,12 @@ def process(name: str) -> int:
     return 1024 * int(found[1])
 
 
-def main() -> None:
-    said = measure(EXPERIMENT)
-    step, _, batch = compile_step(EXPERIMENT)
-    optimizer = EXPERIMENT.train.optimizer.transform(EXPERIMENT.train.steps)
-    state = jax.jit(partial(fresh_state, EXPERIMENT, optimizer))(jax.random.key(0))
+def main(length: int) -> None:
+    experiment = Experiment(model=MODEL, train=Train(length=length, batch=1))
+    said = measure(experiment)
+    step, _, batch = compile_step(experiment)
+    optimizer = experiment.train.optimizer.transform(experiment.train.steps)
+    state = jax.jit(partial(fresh_state, experiment, optimizer))(jax.random.key(0))
     batch = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), batch)
     jax.block_until_ready((state, batch))
     Path("/proc/self/clear_refs").write_text("5")  # the most from here on
@@ -43,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

@@ -179,13 +179,25 @@ def test_terms_of_a_plan(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells of memory")
 def test_memory_is_what_a_process_really_takes():
-    """Measured: 2% more than was said; buffers of threads and of libraries come on top."""
-    command = [sys.executable, "-m", "tests.really_used"]
-    done = subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    said, took = json.loads(done.stdout)
+    """What a longer text adds: buffers of threads and libraries, alike in both, fall out.
+
+    Measured: 2% and, on another processor, 11% more than was said: products pack their operands.
+    """
+
+    def said_and_took(length: int) -> tuple[int, int]:
+        command = [sys.executable, "-m", "tests.really_used", str(length)]
+        # one heap: what a thread has freed is there for the others
+        settings = {"XLA_FLAGS": "", "MALLOC_ARENA_MAX": "1"}
+        done = subprocess.run(command, env=os.environ | settings, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+        said, took = json.loads(done.stdout)
+        assert took > 0.95 * said
+        return said, took
+
+    short, long = said_and_took(4096), said_and_took(16384)
+    said, took = (b - a for a, b in zip(short, long, strict=True))
     assert said > 1e8
-    assert 0.95 * said < took < 1.2 * said
+    assert 0.95 * said < took < 1.3 * said
 
 
 @pytest.mark.slow
