@@ -142,7 +142,8 @@ def test_dynamic_frequencies_follow_each_token_s_own_text():
         alone = RoPE(scaling=YaRN(max(length / 64, 1.0), original=64))
         for a, b in zip(mixed, alone(q, k, Context(jnp.arange(40)[None])), strict=True):
             # of numbers to 3, turned at frequencies in fp32; measured: 3.5e-6
-            np.testing.assert_allclose(a[:, where], b[:, where], atol=1e-5)
+            # measured: 3.7e-6
+            np.testing.assert_allclose(a[:, where], b[:, where], atol=1.5e-5)
 
 
 def test_a_model_s_state_knows_how_long_its_texts_become():

@@ -198,8 +198,9 @@ def test_dtype_bf16_computes_in_bf16_close_to_fp32(half):
     expected = whole(half)(exact.params, exact.x, exact.packed)
     # measured: up to 0.008 in outputs and 0.011 in gradients (bf16 rounds by up to 0.004);
     # behind a norm of what may be small, as above, up to 0.073 (GatedDeltaNet);
-    # where blocks that fit alike are chosen between, up to 0.022 in outputs
-    y, x = (0.1, 0.1) if normalises(half) or chooses_keys(half) else (0.015, 0.02)
+    # where blocks that fit alike are chosen between, up to 0.022 in outputs. Four times that, as
+    # which sums are rounded to bf16 is the compiler's choice
+    y, x = (0.3, 0.3) if normalises(half) or chooses_keys(half) else (0.032, 0.045)
     assert_within(rms_error(result.y, expected.y), y, "y")
     assert_within(rms_error(result.x, expected.x), x, "x")
 

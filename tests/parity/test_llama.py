@@ -27,8 +27,9 @@ torch = pytest.importorskip("torch", reason=NEEDED)
 transformers = pytest.importorskip("transformers", reason=NEEDED)
 
 BATCH, LENGTH = 2, 96
-LOGITS = 1e-5  # measured: 5.5e-6 whole, 6.3e-6 in pieces, of logits of standard deviation 1
-SHARPER = 2.5e-5
+# Four times what was measured, for other processors: 7e-6, of logits of standard deviation 1
+LOGITS = 2.8e-5
+SHARPER = 7e-5  # 1.7e-5
 """For LongRoPE: its magnitude sharpens scores by 1.3, and frequencies that depend on the length are
 fp32, rounded twice (1.2e-7). Measured: 1.8e-5; against torch in float64 1.5e-5, of which torch's
 own fp32 has 4.9e-6."""
@@ -204,7 +205,7 @@ def assert_as_theirs(position: RoPE, width: int, length: int) -> None:
         got, scaled = position.frequencies(int(position.fraction * width), ours)
         np.testing.assert_allclose(np.ravel(scaled), magnitude, rtol=1e-6)
         # fp32 on their side; measured: 1e-7, and where YaRN and Llama3 mix two numbers, 6e-7
-        np.testing.assert_allclose(np.ravel(got), inv_freq, rtol=1e-6, err_msg=str(position))
+        np.testing.assert_allclose(np.ravel(got), inv_freq, rtol=2.5e-6, err_msg=str(position))
 
 
 @pytest.mark.parametrize("width", [8, 64, 128, 256])
@@ -235,7 +236,7 @@ def test_dynamic_schemes_are_fixed_ones_at_each_length(width, length):
     )
     for dynamic, fixed in pairs:
         expected = RoPE(scaling=fixed).frequencies(width, length)
-        for given, within in ((length, 1e-14), (jnp.full((1, 1), length), 5e-7)):
+        for given, within in ((length, 1e-14), (jnp.full((1, 1), length), 1e-6)):  # 1.8e-7
             got = RoPE(scaling=dynamic).frequencies(width, given)
             for a, b in zip(got, expected, strict=True):
                 np.testing.assert_allclose(np.ravel(a), np.ravel(b), rtol=within)
