@@ -17,7 +17,7 @@ from lcx.evaluate import Job, Streamer
 from lcx.mesh import Mesh
 from lcx.mixers import SoftmaxAttention
 from lcx.model import LM, Block
-from lcx.protocols import SameTargets
+from lcx.protocols import SameTargets, Text
 from lcx.start import huge_pages
 
 MODEL = LM(width=128, pattern=(Block(SoftmaxAttention(heads=4)),), repeats=3)
@@ -25,12 +25,13 @@ MODEL = LM(width=128, pattern=(Block(SoftmaxAttention(heads=4)),), repeats=3)
 
 def main() -> None:
     context = int(sys.argv[1]) if len(sys.argv) > 1 else 32_768
-    protocol = SameTargets(contexts=(context,), targets=64)
-    text = np.random.default_rng(0).integers(0, 256, protocol.length).astype(np.int32)
-    jobs = [Job(0, window) for window in protocol.windows(text, bos=256)]
+    tokens = context + 64
+    ids = np.random.default_rng(0).integers(0, 256, tokens).astype(np.int32)
+    text = Text("random", ids, np.arange(tokens), ((context, tokens),))
+    jobs = [Job(0, w) for w in SameTargets(contexts=(context,)).windows(text, bos=256)]
     params = jax.jit(MODEL.init)(jax.random.key(0))
     began = time.perf_counter()
-    streamer = Streamer(MODEL, params, max(len(job.window.tokens) for job in jobs), Mesh())
+    streamer = Streamer(MODEL, params, Mesh())
     (_, nll, _), *_ = streamer.score(jobs)
     seconds = time.perf_counter() - began
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -41,8 +41,6 @@ from lcx.positions import Linear, RoPE
 from lcx.pretrained import Pretrained
 from lcx.protocols import SameTargets
 
-TARGETS = 64
-
 
 class Start(NamedTuple):
     """What the recipe begins from."""
@@ -93,16 +91,16 @@ def experiments() -> Experiments:
     ratio = int(asked)
     start = published(folder, texts()) if folder else small(texts())
     short, long = start.train.length, ratio * start.train.length
-    contexts = [short - TARGETS]
-    while 2 * contexts[-1] <= long - TARGETS:
+    contexts = [short]
+    while 2 * contexts[-1] <= long:
         contexts.append(2 * contexts[-1])
-    evaluation = SameTargets(tuple(contexts), TARGETS, documents=24)
+    evaluation = SameTargets(tuple(contexts), documents=24)
 
     as_it_was = start.model(start.position)
     condensed = start.model(replace(start.position, scaling=Linear(float(ratio))))
     base = Experiment(as_it_was, start.data, start.train, evaluation, init_from=start.init_from)
     # cut at the new length; all that are asked for are long
-    documents = replace(start.data, at_least=contexts[-1] + TARGETS)
+    documents = replace(start.data, at_least=contexts[-1])
     optimizer = AdamW(peak=start.peak, warmup=6)
     fine_tune = Train(length=long, batch=1, steps=60, optimizer=optimizer)
     zero_shot = replace(start.train, steps=0)

@@ -122,7 +122,7 @@ class Session:
         result = Evaluation(
             variant=name,
             protocol=spec.encode(experiment.evaluation),
-            data=describe_data(experiment, corpus, scores),
+            data=describe_data(experiment, corpus),
             cost=cost_of(experiment.model, experiment.train.length, experiment.evaluation.contexts),
             train_len=experiment.train.length,
             train_tokens=int(sum(row["tokens"] for row in last)),

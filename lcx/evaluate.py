@@ -1,13 +1,15 @@
 """Perplexity against context length, by streaming each window through the model in pieces.
 
 Memory grows with the model's state, never with the square of the window. One compilation of each
-of two functions serves all context lengths of a variant.
+of two functions serves all windows of more than `PIECE` tokens, and one more of each those of every
+power of two below, which are read in one piece.
 """
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import groupby
 from typing import NamedTuple
 
 import jax
@@ -31,9 +33,11 @@ from lcx.train import progress
 from lcx.types import Params, State, tree_bytes
 
 PIECE = 512
-"""Tokens streamed at a time."""
+"""Tokens streamed at a time, of a window that has as many."""
+SHORTEST = 16
+"""Shorter windows are padded to this many tokens."""
 ROWS = 8
-"""At most this many windows side by side."""
+"""At most this many windows of PIECE tokens side by side; as many more as they are shorter."""
 STATE_BYTES = 2**28
 """Fewer windows at a time where their states would take more than this (256 MB)."""
 
@@ -60,16 +64,18 @@ def evaluate(
     """
     began = time.perf_counter()
     protocol, bos = experiment.evaluation, corpus.tokenizer.bos
-    documents = corpus.long_documents(protocol.split, protocol.length)[: protocol.documents]
-    jobs = [Job(i, w) for i, (_, ids) in enumerate(documents) for w in protocol.windows(ids, bos)]
-    longest = max(len(job.window.tokens) for job in jobs)
+    texts = corpus.targets(protocol).texts
+    jobs = [Job(i, w) for i, text in enumerate(texts) for w in protocol.windows(text, bos)]
     sums: dict[int, dict[int, DocumentScore]] = defaultdict(
         lambda: {
-            i: DocumentScore(name=document, nll=0.0, tokens=0, bytes=0, hits=0)
-            for i, (document, _) in enumerate(documents)
+            i: DocumentScore(
+                name=text.name, spans=max(len(text.spans), 1), nll=0.0, tokens=0, bytes=0, hits=0
+            )
+            for i, text in enumerate(texts)
         }
     )
-    streamer = Streamer(experiment.model, params, longest, experiment.mesh)
+    reach: dict[int, int] = defaultdict(int)
+    streamer = Streamer(experiment.model, params, experiment.mesh)
     with jax.set_mesh(streamer.mesh), progress(console or Console()) as bar:
         total = sum(len(job.window.tokens) for job in jobs)
         task = bar.add_task(f"{name}, evaluating", total=total, note="tokens")
@@ -78,47 +84,40 @@ def evaluate(
                 raise Preempted(f"{name}: told to end; its evaluation begins anew next time")
             bar.advance(task, len(job.window.tokens))
             for score in job.window.scores:
+                reach[score.context] = max(reach[score.context], score.last - 1)
                 entry = sums[score.context][job.document]
                 scored = job.window.tokens[score.first : score.last]
                 entry["nll"] += float(nll[score.first : score.last].sum(dtype=np.float64))
                 entry["hits"] += int(hit[score.first : score.last].sum())
                 entry["tokens"] += len(scored)
                 entry["bytes"] += int(corpus.tokenizer.byte_lengths[scored].sum())
-    scores = [context_score(c, list(sums[c].values())) for c in protocol.contexts]
+    scores = [context_score(c, list(sums[c].values()), reach[c]) for c in protocol.contexts]
     return scores, time.perf_counter() - began
 
 
 class Streamer:
-    """Reads windows in pieces, several side by side, with the model's state.
+    """Reads windows in pieces, several side by side, with the model's state."""
 
-    A piece has `PIECE` tokens, or the next multiple of the shards that it is cut into.
-    """
-
-    def __init__(self, model: LM, params: Params, longest: int, cut: Mesh):
-        self._params = params
+    def __init__(self, model: LM, params: Params, cut: Mesh):
+        self._model, self._params, self._cut = model, params, cut
         self.mesh = make_mesh(cut)
         mesh, shards = self.mesh, cut.shards
-        self._piece = -(-PIECE // cut.seq) * cut.seq
-        capacity = -(-longest // self._piece) * self._piece
-        one = jax.eval_shape(partial(model.init_state, 1, capacity))
-        rows = int(np.clip(STATE_BYTES // max(tree_bytes(one), 1), 1, ROWS))
-        self._rows = -(-rows // cut.rows) * cut.rows
         self._whole = NamedSharding(mesh, WHOLE)
         self._tokens = NamedSharding(mesh, BATCH)
 
-        def state_of(lengths: Int[Array, " B"]) -> State:
-            return model.init_state(self._rows, capacity, lengths)
+        def state_of(lengths: Int[Array, " B"], capacity: int) -> State:
+            return model.init_state(len(lengths), capacity, lengths)
 
         def advance(params, tokens, positions, state):
             return model.hidden(params, tokens, positions, state=state, shards=shards)
 
         # every shard of a sequence keeps the state whole; its rows lie where the tokens' do
-        abstract = jax.eval_shape(state_of, jnp.zeros(self._rows, jnp.int32))
+        abstract = jax.eval_shape(partial(state_of, capacity=1), jnp.zeros(1, jnp.int32))
         rows = PartitionSpec(ROWS_OF_MESH)
         of_state = jax.tree.map(
             lambda a: NamedSharding(mesh, rows) if a.ndim else self._whole, abstract
         )
-        self._state: Callable = jax.jit(state_of, out_shardings=of_state)
+        self._state: Callable = jax.jit(state_of, static_argnums=1, out_shardings=of_state)
         self._advance: Callable = jax.jit(
             sharded(advance, shards, (WHOLE, CUT, CUT, WHOLE), (CUT, WHOLE)),
             donate_argnums=3,
@@ -126,6 +125,19 @@ class Streamer:
         )
         scores = sharded(partial(_scores_in_pieces, model), shards, (WHOLE, CUT, CUT), CUT)
         self._scores: Callable = jax.jit(scores, out_shardings=self._whole)
+
+    def piece(self, tokens: int) -> int:
+        """In pieces of how many tokens so many are read: a multiple of the shards."""
+        power = 2 ** max(tokens - 1, 0).bit_length()
+        size = min(max(power, SHORTEST), PIECE)
+        return -(-size // self._cut.seq) * self._cut.seq
+
+    def rows(self, piece: int, capacity: int) -> int:
+        """How many windows are read side by side."""
+        one = jax.eval_shape(partial(self._model.init_state, 1, capacity))
+        room = STATE_BYTES // max(tree_bytes(one), 1)
+        rows = int(np.clip(room, 1, ROWS * PIECE // piece))
+        return -(-rows // self._cut.rows) * self._cut.rows
 
     def score(
         self, jobs: list[Job]
@@ -135,27 +147,31 @@ class Streamer:
         And whether no other token was likelier. Tokens that no score of the window asks for have 0.
         """
         jobs = sorted(jobs, key=lambda job: len(job.window.tokens))
-        for at in range(0, len(jobs), self._rows):
-            group = jobs[at : at + self._rows]
-            yield from zip(group, *self._read([job.window for job in group]), strict=True)
+        for piece, alike in groupby(jobs, lambda job: self.piece(len(job.window.tokens) - 1)):
+            alike = list(alike)
+            capacity = -(-(len(alike[-1].window.tokens) - 1) // piece) * piece
+            rows = self.rows(piece, capacity)
+            for at in range(0, len(alike), rows):
+                group = alike[at : at + rows]
+                windows = [job.window for job in group]
+                yield from zip(group, *self._read(windows, piece, rows, capacity), strict=True)
 
     def _read(
-        self, windows: list[Window]
+        self, windows: list[Window], piece: int, rows: int, capacity: int
     ) -> tuple[Float[np.ndarray, "B n"], Bool[np.ndarray, "B n"]]:
         """Windows side by side, padded at the end, where padding cannot reach any scored token."""
         longest = max(len(w.tokens) for w in windows)
-        piece = self._piece
         pieces = -(-(longest - 1) // piece)
-        tokens = np.zeros((self._rows, pieces * piece + 1), np.int32)
+        tokens = np.zeros((rows, pieces * piece + 1), np.int32)
         wanted = np.zeros(tokens.shape, bool)
         for row, window in enumerate(windows):
             tokens[row, : len(window.tokens)] = window.tokens
             for score in window.scores:
                 wanted[row, score.first : score.last] = True
         nll, hit = np.zeros(tokens.shape, np.float32), np.zeros(tokens.shape, bool)
-        lengths = np.ones(self._rows, np.int32)
+        lengths = np.ones(rows, np.int32)
         lengths[: len(windows)] = [len(w.tokens) - 1 for w in windows]  # the last is not read
-        state = self._state(place(lengths, self._whole))
+        state = self._state(place(lengths, self._whole), capacity)
         for first in range(0, pieces * piece, piece):
             targets = slice(first + 1, first + 1 + piece)
             # padding stands where the last token does: at a position that there is
@@ -185,11 +201,14 @@ def _scores_in_pieces(
     return jax.tree.map(jnp.transpose, by_column)
 
 
-def describe_data(experiment: Experiment, corpus: Texts, scores: list[ContextScore]) -> dict:
+def describe_data(experiment: Experiment, corpus: Texts) -> dict:
     """What a result says of the data that it was measured on."""
+    targets = corpus.targets(experiment.evaluation)
     return {
         **corpus.describe(),
         "fingerprint": corpus.fingerprint,
         "split": experiment.evaluation.split,
-        "documents": len(scores[0]["documents"]),
+        "documents": len(targets.texts),
+        "spans": sum(max(len(text.spans), 1) for text in targets.texts),
+        "left_out": targets.left_out,
     }

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from lcx import spec
 from lcx.data import SOURCES, TASKS, TOKENIZERS, Data, Task, Texts
@@ -221,9 +220,7 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
         raise problem("model", error) from error
     if model.positions is not None:
         most = train.length if train.positions is None else train.positions.longest
-        protocol = experiment.evaluation
-        windows = protocol.windows(np.zeros(protocol.length, np.int32), 0)
-        longest = max(most, *(len(w.tokens) - 1 for w in windows))
+        longest = max(most, experiment.evaluation.contexts[-1])
         if longest > model.positions.capacity:
             raise problem(
                 "model.positions",

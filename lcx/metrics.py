@@ -18,6 +18,8 @@ class DocumentScore(TypedDict):
     """What a variant made of the target tokens of one document."""
 
     name: str
+    spans: int
+    """Stretches of the document that were scored."""
     nll: float
     """Nats, summed over the target tokens in float64."""
     tokens: int
@@ -31,6 +33,8 @@ class ContextScore(TypedDict):
     """One point of a curve: a variant at one context length."""
 
     context: int
+    reach: int
+    """The most tokens, BOS among them, that a scored token was predicted from."""
     ppl: float
     bits_per_byte: float
     ci95: list[float]
@@ -109,7 +113,7 @@ def bits_per_byte(nll: float, n_bytes: int) -> float:
     return nll / math.log(2) / n_bytes
 
 
-def context_score(context: int, documents: Sequence[DocumentScore]) -> ContextScore:
+def context_score(context: int, documents: Sequence[DocumentScore], reach: int) -> ContextScore:
     """The curve's point at `context` tokens, token-weighted over `documents`.
 
     Raises ValueError when there is nothing to score, or `context` is below 1.
@@ -123,6 +127,7 @@ def context_score(context: int, documents: Sequence[DocumentScore]) -> ContextSc
     counts = _column(documents, "tokens")
     return ContextScore(
         context=context,
+        reach=reach,
         ppl=perplexity(nll, tokens),
         bits_per_byte=bits_per_byte(nll, sum(d["bytes"] for d in documents)),
         ci95=[_exp(x) for x in _interval(_column(documents, "nll"), counts)],

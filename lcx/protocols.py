@@ -1,7 +1,9 @@
 """How perplexity against context length is measured: which tokens a model sees, which it predicts.
 
-A protocol cuts a long document into windows. Every window begins with the document mark (BOS), as
-documents do in training, and counts its positions from 0; the mark is not counted as context.
+A protocol cuts a document into windows. Every window begins with the document mark (BOS), as
+documents do in training, and counts its positions from 0. A context of c tokens is what the last
+scored token of a window is predicted from, the mark among them: no scored token sees more. So a
+model that was trained on rows of c tokens has been trained for a context of c.
 """
 
 from collections.abc import Iterator
@@ -14,6 +16,18 @@ from jaxtyping import Int
 CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 Ids = Int[np.ndarray, "_"]
+
+
+class Text(NamedTuple):
+    """A document to measure on."""
+
+    name: str
+    ids: Ids
+    """Its tokens, without BOS."""
+    starts: Ids
+    """The byte at which each token begins."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """Bytes [first, last) that are to be scored, for `SameTargets`."""
 
 
 class Score(NamedTuple):
@@ -43,7 +57,12 @@ class EvaluationProtocol(Protocol):
 
     @property
     def documents(self) -> int | None:
-        """At most this many; None: all that are long enough."""
+        """At most this many, chosen at random; None: all that are long enough."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of every choice at random."""
         ...
 
     @property
@@ -51,8 +70,8 @@ class EvaluationProtocol(Protocol):
         """Tokens a document must have."""
         ...
 
-    def windows(self, ids: Ids, bos: int) -> Iterator[Window]:
-        """The windows of one document of at least `length` tokens (given without its mark)."""
+    def windows(self, text: Text, bos: int) -> Iterator[Window]:
+        """The windows of one document of at least `length` tokens."""
         ...
 
 
@@ -69,31 +88,67 @@ def _marked(bos: int, ids: Ids) -> Ids:
 
 @dataclass(frozen=True)
 class SameTargets:
-    """The last `targets` tokens of each document, seen after exactly the last c tokens before them.
+    """The same spans of text at every context length: only what is seen before them varies.
 
-    Only the context varies: curves of different c and of different variants compare token by
-    token.
+    A span is a stretch of bytes of a document, the same whatever the tokenizer. Scored are the
+    tokens that cover it; where one sticks out at an end, its whole loss and all its bytes count.
+    They are read in windows of c tokens, of which the last c / 4 at most are scored: each is
+    predicted from three quarters of c to c tokens.
+
+    Spans lie at random places of documents chosen at random, where the longest context fits. Left
+    out are spans of which a part stands word for word in the training split, and those that stand
+    in the split more than once (see `lcx.data.targets`).
     """
 
     contexts: tuple[int, ...] = CONTEXTS
-    targets: int = 64
+    span: int = 256
+    """Bytes of a span."""
+    spans: int = 2
+    """At most so many in a document."""
+    documents: int | None = 16
     split: Literal["validation", "test"] = "test"
-    documents: int | None = None
-    """At most this many, in the corpus's order; None: all that are long enough."""
+    seed: int = 0
+    unit: Literal["tokens", "bytes"] = "tokens"
+    """What `contexts` count. In bytes, c bytes of text and the mark."""
+    before: int | None = None
+    """Bytes before every span; None: what the longest context takes with this tokenizer. Where
+    tokenizers are compared they need the same number, that all may find room for the same spans."""
 
     def __post_init__(self):
         _check("SameTargets", self.contexts, self.documents)
-        if self.targets < 1:
-            raise ValueError(f"SameTargets: targets must be at least 1, not {self.targets}")
+        for name in ("span", "spans"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"SameTargets: {name} must be at least 1, not {getattr(self, name)}"
+                )
+        if self.before is not None and self.before < self.contexts[-1]:
+            raise ValueError(
+                f"SameTargets: before={self.before} bytes cannot hold the longest context, "
+                f"{self.contexts[-1]} {self.unit}"
+            )
 
     @property
     def length(self) -> int:
-        return self.contexts[-1] + self.targets
+        return self.contexts[-1] if self.unit == "tokens" else 1
 
-    def windows(self, ids: Ids, bos: int) -> Iterator[Window]:
-        for c in self.contexts:
-            text = _marked(bos, ids[len(ids) - self.targets - c :])
-            yield Window(text, (Score(c, len(text) - self.targets, len(text)),))
+    def windows(self, text: Text, bos: int) -> Iterator[Window]:
+        at = np.arange(len(text.ids)) if self.unit == "tokens" else text.starts
+        for span in text.spans:
+            first, last = covering(text.starts, *span)
+            for c in self.contexts:
+                room = c - (self.unit == "tokens")  # the mark is a token
+                begin = first
+                while begin < last:
+                    end = min(max(int(np.searchsorted(at, at[begin] + c / 4)), begin + 1), last)
+                    seen = int(np.searchsorted(at, at[end - 1] - room))
+                    read = _marked(bos, text.ids[seen:end])
+                    yield Window(read, (Score(c, 1 + begin - seen, 1 + end - seen),))
+                    begin = end
+
+
+def covering(starts: Ids, first: int, last: int) -> tuple[int, int]:
+    """From bytes [first, last) to the tokens [first, last) that cover them."""
+    return int(np.searchsorted(starts, first, side="right")) - 1, int(np.searchsorted(starts, last))
 
 
 @dataclass(frozen=True)
@@ -111,6 +166,7 @@ class Sliding:
     """None: the longest context."""
     split: Literal["validation", "test"] = "test"
     documents: int | None = None
+    seed: int = 0
 
     def __post_init__(self):
         _check("Sliding", self.contexts, self.documents)
@@ -129,13 +185,13 @@ class Sliding:
     def length(self) -> int:
         return self.span or self.contexts[-1]
 
-    def windows(self, ids: Ids, bos: int) -> Iterator[Window]:
+    def windows(self, text: Text, bos: int) -> Iterator[Window]:
         for c in self.contexts:
             scored = 0
             while scored < self.length:
                 end = min(scored + self.stride if scored else c, self.length)
-                text = _marked(bos, ids[max(0, end - c) : end])
-                yield Window(text, (Score(c, len(text) - (end - scored), len(text)),))
+                read = _marked(bos, text.ids[max(0, end - c) : end])
+                yield Window(read, (Score(c, len(read) - (end - scored), len(read)),))
                 scored = end
 
 
@@ -151,6 +207,7 @@ class ByPosition:
     contexts: tuple[int, ...] = CONTEXTS
     split: Literal["validation", "test"] = "test"
     documents: int | None = None
+    seed: int = 0
 
     def __post_init__(self):
         _check("ByPosition", self.contexts, self.documents)
@@ -159,10 +216,10 @@ class ByPosition:
     def length(self) -> int:
         return self.contexts[-1]
 
-    def windows(self, ids: Ids, bos: int) -> Iterator[Window]:
+    def windows(self, text: Text, bos: int) -> Iterator[Window]:
         edges = (0, *self.contexts)
         scores = (Score(c, 1 + a, 1 + c) for a, c in zip(edges, self.contexts, strict=False))
-        yield Window(_marked(bos, ids[: self.length]), tuple(scores))
+        yield Window(_marked(bos, text.ids[: self.length]), tuple(scores))
 
 
 @dataclass(frozen=True)
@@ -177,6 +234,7 @@ class Recall:
     contexts: tuple[int, ...] = (64, 128, 256, 512)
     split: Literal["validation", "test"] = "test"
     documents: int | None = None
+    seed: int = 0
 
     def __post_init__(self):
         _check("Recall", self.contexts, self.documents)
@@ -187,12 +245,12 @@ class Recall:
     def length(self) -> int:
         return self.contexts[-1] // 2
 
-    def windows(self, ids: Ids, bos: int) -> Iterator[Window]:
+    def windows(self, text: Text, bos: int) -> Iterator[Window]:
         for c in self.contexts:
-            pairs = ids[: c // 2]
+            pairs = text.ids[: c // 2]
             asked = asked_again(np.random.default_rng(c), pairs)
-            text = _marked(bos, np.concatenate([pairs, asked]))
-            yield Window(text, tuple(Score(c, i, i + 1) for i in range(c // 2 + 2, c + 1, 2)))
+            read = _marked(bos, np.concatenate([pairs, asked]))
+            yield Window(read, tuple(Score(c, i, i + 1) for i in range(c // 2 + 2, c + 1, 2)))
 
 
 def asked_again(rng: np.random.Generator, pairs: Ids) -> Ids:

@@ -34,7 +34,7 @@ from lcx.data import (
 from lcx.data import tokenizers as lcx_tokenizers
 from lcx.data.documents import split_of
 from lcx.data.tokenizers import ByteLevelTokenizer
-from lcx.protocols import SameTargets
+from lcx.protocols import ByPosition, SameTargets
 
 
 @pytest.fixture(autouse=True)
@@ -215,28 +215,37 @@ def test_tokens_are_read_where_they_are_asked_for(tmp_path: Path):
     assert sorted(asked) == [*range(80, 88), *range(112, 120)]
 
 
+ALL_TEST = {"validation": 0.0, "test": 0.9999, "alike": None}
+
+
 def test_token_ids_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    corpus = Data(write(tmp_path, some_texts()), **ALL_TRAIN).load()
-    first = corpus.long_documents("train", 1)
+    corpus = Data(write(tmp_path, some_texts()), **ALL_TEST).load()
+    first = corpus.targets(ByPosition((1,))).texts
 
     def encode(text: bytes) -> np.ndarray:
         raise AssertionError("encoded again")
 
     monkeypatch.setattr(corpus.tokenizer, "encode", encode)
-    again = corpus.long_documents("train", 1)
-    assert [(name, ids.tolist()) for name, ids in again] == [(n, i.tolist()) for n, i in first]
+    again = corpus.targets(ByPosition((1,), seed=1)).texts
+    assert [(t.name, t.ids.tolist()) for t in again] == [(t.name, t.ids.tolist()) for t in first]
 
 
-def test_long_documents_are_whole(tmp_path: Path):
+def test_measured_documents_are_whole(tmp_path: Path):
     texts = some_texts()
-    corpus = Data(write(tmp_path, texts), **ALL_TRAIN).load()
-    found = corpus.long_documents("train", 90)
-    assert [name for name, _ in found] == ["01.txt", "08.txt", "12.txt", "15.txt"]
-    for name, ids in found:
-        assert ids.dtype == np.int32
-        assert bytes(ids.tolist()) == texts[name]
-    with pytest.raises(ValueError, match=r"'train' has 301 tokens.* of its 20, 01\.txt, has 300"):
-        corpus.long_documents("train", 301)
+    corpus = Data(write(tmp_path, texts), **ALL_TEST).load()
+    found = corpus.targets(ByPosition((90,))).texts
+    assert [text.name for text in found] == ["01.txt", "08.txt", "12.txt", "15.txt"]
+    for text in found:
+        assert text.ids.dtype == np.int32
+        assert bytes(text.ids.tolist()) == texts[text.name]
+    with pytest.raises(ValueError, match=r"'test' has 301 tokens.* of its 20, 01\.txt, has 300"):
+        corpus.targets(ByPosition((301,)))
+    names = [
+        {t.name for t in corpus.targets(ByPosition((9,), documents=5, seed=seed)).texts}
+        for seed in range(2)
+    ]
+    assert len(names[0]) == len(names[1]) == 5
+    assert names[0] != names[1]
 
 
 # Tokenizers
@@ -515,7 +524,7 @@ def test_short_documents_can_be_left_out_of_training_alone(texts):
     assert not starts & seen
     assert {d.text[:199] for d in corpus.documents("train") if len(d.text) >= 1500} & seen
     with pytest.raises(ValueError, match=r"has 99999 tokens \(data.at_least\); the longest of"):
-        replace(every, at_least=99_999).load().check(64, SameTargets(contexts=(16,), targets=8))
+        replace(every, at_least=99_999).load().check(64, SameTargets(contexts=(16,)))
     with pytest.raises(ValueError, match="at_least cannot be negative"):
         Data(at_least=-1)
 

@@ -10,17 +10,22 @@ from lcx import evaluate as evaluation
 from lcx.mesh import Mesh
 from lcx.mixers import RWKV4, SoftmaxAttention
 from lcx.model import LM, Block
-from lcx.protocols import PROTOCOLS, ByPosition, Recall, SameTargets, Sliding
+from lcx.protocols import PROTOCOLS, ByPosition, Recall, SameTargets, Score, Sliding, Text
 from tests.tiny import tiny
 
 BOS = 256
 DOCUMENT = np.arange(1000, dtype=np.int32)  # token i stands at place i
 
 
-def scored(protocol) -> dict[int, list[tuple[int, int]]]:
+def text(length: int = 1000, size: int = 1, spans=()) -> Text:
+    """A document of tokens that all have the same number of bytes."""
+    return Text("it", DOCUMENT[:length], size * DOCUMENT[:length], spans)
+
+
+def scored(protocol, of: Text | None = None) -> dict[int, list[tuple[int, int]]]:
     """{context: [(token, how many tokens of text the model saw before it)]}, in order."""
     found: dict[int, list[tuple[int, int]]] = {}
-    for window in protocol.windows(DOCUMENT, BOS):
+    for window in protocol.windows(of or text(), BOS):
         assert window.tokens[0] == BOS
         np.testing.assert_array_equal(np.diff(window.tokens[1:]), 1)  # one piece of the text
         for score in window.scores:
@@ -30,9 +35,24 @@ def scored(protocol) -> dict[int, list[tuple[int, int]]]:
 
 
 def test_same_targets_varies_only_the_context():
-    found = scored(SameTargets(contexts=(1, 64, 500), targets=8))
+    found = scored(SameTargets((1, 4, 64, 500)), text(spans=((600, 640), (900, 990))))
     for c, pairs in found.items():
-        assert pairs == [(992 + i, c + i) for i in range(8)]
+        assert [token for token, _ in pairs] == [*range(600, 640), *range(900, 990)]
+        seen = [before + 1 for _, before in pairs]  # and the mark
+        assert max(seen) == c
+        assert min(seen) > c - max(1, c / 4)
+    assert [before for _, before in found[4]][:2] == [3, 3]
+    assert [before for _, before in found[64]][:18] == [*range(48, 64), 48, 49]
+
+
+def test_a_span_is_of_bytes_whatever_the_tokens_are():
+    found = scored(SameTargets((8,)), text(size=3, spans=((601, 640),)))
+    assert [token for token, _ in found[8]] == list(range(200, 214))  # bytes 600 to 642
+    in_bytes = scored(SameTargets((30, 90), unit="bytes"), text(size=3, spans=((600, 640),)))
+    for c, pairs in in_bytes.items():
+        assert [token for token, _ in pairs] == list(range(200, 214))
+        assert max(3 * before for _, before in pairs) == c
+        assert min(3 * before for _, before in pairs) >= 0.75 * c - 3
 
 
 def test_sliding_scores_each_token_once_after_almost_c_tokens():
@@ -55,7 +75,9 @@ def test_by_position_averages_the_stretch_before_each_context():
     [
         (SameTargets, {"contexts": ()}, "positive and increasing"),
         (SameTargets, {"contexts": (128, 64)}, "positive and increasing"),
-        (SameTargets, {"targets": 0}, "targets must be at least 1"),
+        (SameTargets, {"span": 0}, "span must be at least 1"),
+        (SameTargets, {"spans": 0}, "spans must be at least 1"),
+        (SameTargets, {"contexts": (64,), "before": 63}, "cannot hold the longest context, 64"),
         (Sliding, {"contexts": (64,), "stride": 65}, "stride must be in"),
         (Sliding, {"contexts": (64,), "stride": 8, "span": 10}, "shorter than the longest"),
         (ByPosition, {"documents": 0}, "documents must be at least 1"),
@@ -69,8 +91,14 @@ def test_bad_protocols_are_refused(cls, fields, message):
 def test_every_protocol_keeps_its_documents_long_enough():
     for cls in set(PROTOCOLS.values()) - {Recall}:  # its documents are pairs, half of a window
         protocol = cls(contexts=(64, 200))
-        windows = list(protocol.windows(DOCUMENT[: protocol.length], BOS))
+        spans = ((protocol.length - 1, protocol.length),)
+        windows = list(protocol.windows(text(protocol.length, spans=spans), BOS))
         assert max(len(w.tokens) for w in windows) <= protocol.length + 1
+        assert {
+            s.context: max(s.last for w in windows for s in w.scores if s.context == c) - 1
+            for c in protocol.contexts
+            for s in [Score(c, 0, 0)]
+        } == {64: 64, 200: 200}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +110,7 @@ def corpus(texts):
 @pytest.mark.parametrize(
     "protocol",
     [
-        SameTargets(contexts=(16, 64, 200), targets=8, documents=3),
+        SameTargets(contexts=(16, 64, 200), span=40, documents=3),
         Sliding(contexts=(32, 96), stride=16, documents=2),
         ByPosition(contexts=(50, 250), documents=3),
     ],
@@ -99,13 +127,15 @@ def test_streaming_equals_one_pass_per_window(mixer, protocol, corpus, texts, mo
     monkeypatch.setattr(evaluation, "ROWS", 2)
     scores, _ = evaluation.evaluate(experiment, params, corpus, "it", Console(quiet=True))
 
-    documents = corpus.long_documents("test", protocol.length)[: protocol.documents]
+    texts = corpus.targets(protocol).texts
     forward = jax.jit(lambda tokens: model(params, tokens)[0])
     for score in scores:
-        assert [d["name"] for d in score["documents"]] == [name for name, _ in documents]
-        for (_, ids), got in zip(documents, score["documents"], strict=True):
+        assert [d["name"] for d in score["documents"]] == [of.name for of in texts]
+        assert score["reach"] == score["context"]
+        for of, got in zip(texts, score["documents"], strict=True):
+            assert got["spans"] == max(len(of.spans), 1)
             total, tokens, hits = 0.0, 0, 0
-            for window in protocol.windows(ids, BOS):
+            for window in protocol.windows(of, BOS):
                 padded = np.zeros(300, np.int32)
                 padded[: len(window.tokens)] = window.tokens
                 log_p = np.asarray(jax.nn.log_softmax(forward(padded[None])[0]), np.float64)
@@ -120,14 +150,21 @@ def test_streaming_equals_one_pass_per_window(mixer, protocol, corpus, texts, mo
             assert got["nll"] == pytest.approx(total, rel=1e-5)
 
 
+def test_short_windows_are_read_side_by_side_in_one_piece_each():
+    model = LM(width=16, pattern=(Block(SoftmaxAttention(heads=2)),), repeats=2)
+    streamer = evaluation.Streamer(model, jax.jit(model.init)(jax.random.key(0)), Mesh())
+    sizes = [(streamer.piece(n), streamer.rows(streamer.piece(n), n)) for n in (1, 17, 64, 9000)]
+    assert sizes == [(16, 256), (32, 128), (64, 64), (512, 8)]
+
+
 def test_large_states_are_streamed_in_fewer_rows(monkeypatch):
     model = LM(width=16, pattern=(Block(SoftmaxAttention(heads=2)),), repeats=2)
-    params = jax.jit(model.init)(jax.random.key(0))
-    assert evaluation.Streamer(model, params, 1000, Mesh())._rows == evaluation.ROWS
+    streamer = evaluation.Streamer(model, jax.jit(model.init)(jax.random.key(0)), Mesh())
+    assert streamer.rows(512, 1024) == evaluation.ROWS
     monkeypatch.setattr(evaluation, "STATE_BYTES", 3 * 2 * 1024 * (2 * 16 + 2) * 4 + 100)
-    assert evaluation.Streamer(model, params, 1000, Mesh())._rows == 3
+    assert streamer.rows(512, 1024) == 3
     monkeypatch.setattr(evaluation, "STATE_BYTES", 1)
-    assert evaluation.Streamer(model, params, 1000, Mesh())._rows == 1
+    assert streamer.rows(512, 1024) == 1
 
 
 def test_large_vocabularies_are_scored_in_pieces(monkeypatch):

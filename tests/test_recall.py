@@ -55,10 +55,11 @@ def test_the_stream_resumes_and_depends_on_the_seed():
 
 def test_windows_score_every_pair_once():
     texts, protocol = TASK.load(), Recall(contexts=(8, 20))
-    documents = texts.long_documents("test", protocol.length)
-    assert len({tuple(ids) for _, ids in documents}) == len(documents) == 64
-    for _, ids in documents:
-        for window, n in zip(protocol.windows(ids, texts.tokenizer.bos), (2, 5), strict=True):
+    documents = texts.targets(protocol).texts
+    assert len({tuple(text.ids) for text in documents}) == len(documents) == 64
+    for text in documents:
+        ids = text.ids
+        for window, n in zip(protocol.windows(text, texts.tokenizer.bos), (2, 5), strict=True):
             assert len(window.tokens) == 1 + 4 * n
             memory = dict(zip(ids[: 2 * n : 2].tolist(), ids[1 : 2 * n : 2].tolist(), strict=True))
             asked = {
@@ -70,8 +71,8 @@ def test_windows_score_every_pair_once():
 
 def test_validation_and_test_differ():
     texts = TASK.load()
-    (_, a), (_, b) = (texts.long_documents(split, 20)[0] for split in ("validation", "test"))
-    assert not np.array_equal(a, b)
+    a, b = (texts.targets(Recall((40,), split)).texts[0] for split in ("validation", "test"))
+    assert not np.array_equal(a.ids, b.ids)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def tiny(glob: str) -> Experiment:
         model=model(SoftmaxAttention(heads=2)),
         data=Data(source=TextFiles(glob), validation=0.2, test=0.3),
         train=Train(length=48, batch=4, steps=12, checkpoint_every=4, optimizer=AdamW(warmup=1)),
-        evaluation=SameTargets(contexts=(16, 64, 200), targets=8),
+        evaluation=SameTargets(contexts=(16, 64, 200), span=32),
     )
 
 

@@ -10,7 +10,9 @@ from jaxtyping import Int
 from lcx import spec
 from lcx.data.cache import Digest
 from lcx.data.documents import SPLITS, Documents, split
+from lcx.data.duplicates import with_near_copies
 from lcx.data.sources import PythonCorpus, Source
+from lcx.data.task import Targets
 from lcx.data.tokenizers import Bytes, Tokenizer, TokenizerSpec
 from lcx.protocols import EvaluationProtocol, Recall
 
@@ -33,12 +35,18 @@ class Data:
     test: float = 0.1
     at_least: int = 0
     """Tokens: shorter documents are not trained on. What is held out stays as it is."""
+    alike: float | None = 0.5
+    """Documents at least about so alike go to the same split: Jaccard similarity, see
+    `lcx.data.duplicates`. To look for them takes some tenths of a second a megabyte, once; None:
+    not looked for."""
 
     def __post_init__(self):
         if not isinstance(self.source, Source):
             raise ValueError(f"Data: no source: {self.source!r}; write TextFiles('*.txt'), say")
         if not isinstance(self.tokenizer, TokenizerSpec):
             raise ValueError(f"Data: no tokenizer: {self.tokenizer!r}; write Bytes(), say")
+        if self.alike is not None and not 0 < self.alike <= 1:
+            raise ValueError(f"Data: alike must lie in (0, 1], or be None, not {self.alike}")
         if self.at_least < 0:
             raise ValueError(f"Data: at_least cannot be negative, not {self.at_least}")
         if not (self.validation >= 0 and self.test >= 0 and self.validation + self.test < 1):
@@ -50,6 +58,8 @@ class Data:
     def load(self) -> "Corpus":
         """Finds the documents and makes the tokenizer ready."""
         documents = self.source.documents()
+        if self.alike is not None:
+            documents = with_near_copies(documents, self.alike)
         splits = split(documents, self.validation, self.test)
         return Corpus(self, splits, self.tokenizer.load(splits["train"]))
 
@@ -61,6 +71,7 @@ class Corpus:
         self.data = data
         self.tokenizer = tokenizer
         self._splits = splits
+        self._targets: dict[EvaluationProtocol, Targets] = {}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -83,7 +94,7 @@ class Corpus:
         self.documents("train")
         if self.data.at_least:
             self._read("train")
-        self.long_documents(protocol.split, protocol.length)
+        self.targets(protocol)
 
     def documents(self, split: str) -> Documents:
         """The documents of "train", "validation" or "test". Raises ValueError if there is none."""
@@ -132,21 +143,14 @@ class Corpus:
             raise ValueError(f"length {length} and batch {batch}: at least 1; seed {seed}: not < 0")
         return packing.batches(self._read(split), length, batch, seed)
 
-    def long_documents(self, split: str, tokens: int) -> list[tuple[str, Int[np.ndarray, " n"]]]:
-        """Name and ids (int32, whole, without BOS) of each document of at least `tokens` tokens.
+    def targets(self, protocol: EvaluationProtocol) -> Targets:
+        """The documents that the protocol measures on, and which spans of them are scored.
 
-        In stable order. Raises ValueError, which tells the longest there is, if there is none.
+        Raises ValueError, which tells the longest document there is, if none is long enough.
         """
-        from lcx.data import packing
+        from lcx.data.targets import choose
 
-        documents = self.documents(split)
-        encoded = packing.Tokens.of(documents, self.tokenizer)
-        lengths = np.diff(encoded.bounds) - 1
-        longest = int(lengths.argmax())
-        if tokens > lengths[longest]:
-            raise ValueError(
-                f"no document of split {split!r} has {tokens} tokens; the longest of its "
-                f"{len(documents)}, {documents.names[longest]}, has {lengths[longest]}"
-            )
-        chosen = np.flatnonzero(lengths >= tokens)
-        return [(documents.names[i], encoded.document(i)) for i in chosen.tolist()]
+        if protocol not in self._targets:
+            documents, train = self.documents(protocol.split), self._splits["train"]
+            self._targets[protocol] = choose(protocol, documents, train, self.tokenizer)
+        return self._targets[protocol]

@@ -18,10 +18,20 @@ class Document(NamedTuple):
 
 
 class Documents:
-    """Documents in a stable order: names known at once, texts read when asked for."""
+    """Documents in a stable order: names known at once, texts read when asked for.
 
-    def __init__(self, names: Sequence[str], read: Callable[[int], bytes]):
+    `groups` says what belongs together, pieces of one text or near copies: documents of one group
+    bear the same name there, and go to the same split. By default each stands alone.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        read: Callable[[int], bytes],
+        groups: Sequence[str] | None = None,
+    ):
         self.names = names
+        self.groups = names if groups is None else groups
         self._read = read
 
     def __len__(self) -> int:
@@ -36,7 +46,12 @@ class Documents:
 
     def select(self, indices: Sequence[int]) -> "Documents":
         """Those at `indices`, in that order."""
-        return Documents([self.names[i] for i in indices], lambda i: self._read(indices[i]))
+        names, groups = ([of[i] for i in indices] for of in (self.names, self.groups))
+        return Documents(names, lambda i: self._read(indices[i]), groups)
+
+    def grouped(self, groups: Sequence[str]) -> "Documents":
+        """The same documents in other groups."""
+        return Documents(self.names, self._read, groups)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -47,14 +62,14 @@ class Documents:
         return str(digest)
 
 
-def split_of(name: str, validation: float, test: float) -> str:
-    """The split that the document called `name` belongs to.
+def split_of(group: str, validation: float, test: float) -> str:
+    """The split that a group of documents belongs to, by its name.
 
     The name's hash is a point in [0, 1): test lies at the low end and validation next to it. So a
-    document's place depends on no other document, on no seed and on no machine, and a change of
-    `validation` moves nothing into or out of test.
+    group's place depends on no other, on no seed and on no machine, and a change of `validation`
+    moves nothing into or out of test.
     """
-    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
+    digest = hashlib.blake2b(group.encode(errors="surrogateescape"), digest_size=8).digest()
     point = int.from_bytes(digest, "big") / 2**64
     if point < test:
         return "test"
@@ -64,6 +79,6 @@ def split_of(name: str, validation: float, test: float) -> str:
 def split(documents: Documents, validation: float, test: float) -> dict[str, Documents]:
     """The documents of each split, in their stable order."""
     indices: dict[str, list[int]] = {name: [] for name in SPLITS}
-    for index, name in enumerate(documents.names):
-        indices[split_of(name, validation, test)].append(index)
+    for index, group in enumerate(documents.groups):
+        indices[split_of(group, validation, test)].append(index)
     return {name: documents.select(chosen) for name, chosen in indices.items()}

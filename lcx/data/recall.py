@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Int
 
 from lcx.data.cache import Digest
-from lcx.protocols import EvaluationProtocol, Recall, asked_again
+from lcx.data.task import Targets
+from lcx.protocols import EvaluationProtocol, Recall, Text, asked_again
 
 if TYPE_CHECKING:
     import grain
@@ -78,7 +79,7 @@ class RecallTask:
             )
         if not isinstance(protocol, Recall):
             raise ValueError(f"MQAR is measured by Recall, not by {type(protocol).__name__}")
-        self.long_documents(protocol.split, protocol.length)
+        self.targets(protocol)
 
     def batches(
         self, length: int, batch: int, seed: int
@@ -90,21 +91,22 @@ class RecallTask:
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         return rows.to_iter_dataset(options).batch(batch)
 
-    def long_documents(self, split: str, tokens: int) -> list[tuple[str, Ids]]:
-        """Documents of `tokens` ids: pairs of a key and a value, none twice.
+    def targets(self, protocol: EvaluationProtocol) -> Targets:
+        """Documents of as many ids as it takes: pairs of a key and a value, none twice.
 
         Raises ValueError where the vocabulary holds fewer.
         """
+        tokens = protocol.length
         if tokens > self.data.vocab:
             raise ValueError(
                 f"{tokens // 2} pairs take a vocabulary of {tokens}; MQAR has {self.data.vocab}"
             )
-        offset = {"validation": 0, "test": 1}[split]
-        seeds = [(offset, i) for i in range(DOCUMENTS)]
-        return [
-            (f"{split}/{i}", _pairs(np.random.default_rng(seed), tokens // 2, self.data.vocab))
-            for i, seed in enumerate(seeds)
-        ]
+        texts = []
+        for i in range(min(DOCUMENTS, protocol.documents or DOCUMENTS)):
+            rng = np.random.default_rng(({"validation": 0, "test": 1}[protocol.split], i))
+            ids = _pairs(rng, tokens // 2, self.data.vocab)
+            texts.append(Text(f"{protocol.split}/{i}", ids, 2 * np.arange(len(ids))))
+        return Targets(texts, {})
 
 
 DOCUMENTS = 64

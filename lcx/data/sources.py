@@ -138,7 +138,8 @@ class Conversations:
 
     Files of JSON, each a list of {"id": ..., "conversations": [{"from": "human", "value": "..."},
     {"from": "gpt", "value": "..."}, ...]}. A turn becomes a paragraph that begins with USER: or
-    ASSISTANT: (Vicuna's words). Raises FileNotFoundError when no file matches, and ValueError for
+    ASSISTANT: (Vicuna's words). ShareGPT's ids "abc_0", "abc_7" are of pieces of one conversation,
+    which stay in one split. Raises FileNotFoundError when no file matches, and ValueError for
     a file of another form.
     """
 
@@ -146,13 +147,14 @@ class Conversations:
 
     def documents(self) -> Documents:
         files = TextFiles(self.glob).documents()
-        names, texts, known = [], [], set()
+        names, groups, texts, known = [], [], [], set()
         for file in files:
             try:
                 for number, entry in enumerate(json.loads(file.text)):
                     name = f"{file.name}/{entry.get('id', number)}"
                     names.append(name if name not in known else f"{name}/{number}")
                     known.add(name)
+                    groups.append(re.sub(r"_\d+$", "", name))
                     text = _conversation(entry["conversations"])
                     texts.append(text.encode(errors="surrogatepass"))  # of half an emoji
             except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -160,7 +162,7 @@ class Conversations:
                     f"{self}: {file.name} is no list of conversations ({error!r}); expected "
                     '[{"conversations": [{"from": "human", "value": "..."}, ...]}, ...]'
                 ) from error
-        return Documents(names, lambda i: texts[i])
+        return Documents(names, lambda i: texts[i], groups)
 
 
 _SPEAKERS = {"human": "USER", "user": "USER", "gpt": "ASSISTANT", "assistant": "ASSISTANT"}

@@ -1,12 +1,20 @@
 """What an experiment can be trained and measured on, as the rest of lcx sees it."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
-from lcx.protocols import EvaluationProtocol
+from lcx.protocols import EvaluationProtocol, Text
+
+
+class Targets(NamedTuple):
+    """What an evaluation measures on."""
+
+    texts: list[Text]
+    left_out: dict[str, int]
+    """Spans that were looked at, and those among them that are scored nowhere, by reason."""
 
 
 @runtime_checkable
@@ -56,8 +64,8 @@ class Texts(Protocol):
         """
         ...
 
-    def long_documents(self, split: str, tokens: int) -> list[tuple[str, Int[np.ndarray, " n"]]]:
-        """Name and ids, without BOS, of each document of at least `tokens` tokens."""
+    def targets(self, protocol: EvaluationProtocol) -> Targets:
+        """The documents that the protocol measures on. Raises ValueError where there are none."""
         ...
 
 
