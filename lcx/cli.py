@@ -33,6 +33,7 @@ from lcx.experiment import (
 from lcx.layers import CHANNELS, NORMS
 from lcx.metrics import Evaluation, jsonable
 from lcx.mixers import MIXERS
+from lcx.optim import OPTIMIZERS
 from lcx.plan import check_devices, elsewhere, print_plans
 from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, Learned, PositionScheme, Scaling
 from lcx.pretrained import Pretrained
@@ -226,6 +227,7 @@ def list_command(
         "training positions": TRAINING_POSITIONS,
         "channel mixers": CHANNELS,
         "norms": NORMS,
+        "optimizers": OPTIMIZERS,
         "tasks": TASKS,
         "sources": SOURCES,
         "tokenizers": TOKENIZERS,

@@ -1,6 +1,7 @@
-"""Projections: one line gives a weight its shape, its initialisation and its sharding."""
+"""Parameters: one line gives each its shape, first values, sharding and kind."""
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,14 @@ from lcx.types import Dims
 
 Axes = tuple[str | None, str | None]
 """Logical names of a weight's input and output axes; `lcx.mesh.RULES` maps them to the mesh."""
+
+Kind = Literal["matrix", "table", "vector"]
+"""What a parameter is to an optimizer, declared where it is made, in its metadata as `kind`.
+
+    matrix   [..., in, out], maps features to features      decayed, and orthogonalised by Muon
+    table    vectors by token or position, and the head     decayed
+    vector   norms, biases, decays, mixes, convolutions     neither
+"""
 
 
 def uniform(bound: float) -> Initializer:
@@ -42,6 +51,7 @@ def linear(
     axes: Axes,
     rngs: nnx.Rngs,
     init: Initializer | None = None,
+    kind: Kind = "matrix",
 ) -> nnx.Linear:
     """x W, no bias; W [inputs, outputs] drawn from N(0, 1/inputs) unless `init` says otherwise."""
     return nnx.Linear(
@@ -51,7 +61,7 @@ def linear(
         dtype=jnp.dtype(dims.policy.compute),
         param_dtype=jnp.dtype(dims.policy.params),
         kernel_init=init or normal(inputs**-0.5),
-        kernel_metadata={"out_sharding": axes},
+        kernel_metadata={"out_sharding": axes, "kind": kind},
         rngs=rngs,
     )
 
@@ -63,6 +73,16 @@ def residual(dims: Dims, inputs: int, axes: Axes, rngs: nnx.Rngs) -> nnx.Linear:
     (GPT-2, Radford et al. 2019, section 2.3).
     """
     return linear(dims, inputs, dims.model, axes, rngs, normal((2 * dims.layers * inputs) ** -0.5))
+
+
+def matrix(value: Float[Array, "... inputs outputs"]) -> nnx.Param:
+    """A batch of matrices that no `linear` fits."""
+    return nnx.Param(value, kind="matrix")
+
+
+def vector(value: Float[Array, "..."], rate: float = 1.0) -> nnx.Param:
+    """A parameter that is no weight of a projection; `rate` multiplies its learning rate."""
+    return nnx.Param(value, kind="vector", rate=rate)
 
 
 def split_heads(x: Float[Array, "B T HK"], heads: int) -> Float[Array, "B T H K"]:

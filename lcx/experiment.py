@@ -15,7 +15,7 @@ from lcx.layers import CHANNELS, NORMS
 from lcx.mesh import Mesh
 from lcx.mixers import MIXERS
 from lcx.model import LM, Block, parameters
-from lcx.optim import AdamW
+from lcx.optim import OPTIMIZERS, AdamW, Optimizer
 from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, Learned, TrainingPositions
 from lcx.pretrained import Pretrained
 from lcx.protocols import PROTOCOLS, EvaluationProtocol, SameTargets
@@ -33,7 +33,7 @@ class Train:
     """B, rows a step."""
     steps: int = 1000
     """0: take the parameters of `init_from` as they are."""
-    optimizer: AdamW = AdamW()
+    optimizer: Optimizer = AdamW()
     accumulate: int = 1
     """Parts that a batch is cut into, one after the other, to save memory."""
     positions: TrainingPositions | None = None
@@ -99,9 +99,9 @@ def types(experiment: Experiment) -> Mapping[str, type]:
 
     Beside the tables' names these are its own: an experiment file may define mixers of its own.
     """
-    plain = (Experiment, Train, AdamW, LM, Block, Learned, Policy, Mesh, Pretrained)
+    plain = (Experiment, Train, LM, Block, Learned, Policy, Mesh, Pretrained)
     models = (MIXERS, SPARSITIES, POSITIONS, SCALINGS, TRAINING_POSITIONS, CHANNELS, NORMS)
-    tables = (*models, TASKS, SOURCES, TOKENIZERS, PROTOCOLS)
+    tables = (*models, OPTIMIZERS, TASKS, SOURCES, TOKENIZERS, PROTOCOLS)
     names = {c.__name__: c for c in plain}
     for table in tables:
         names |= table

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcx import seqpar
-from lcx.dense import linear, residual, uniform, zeros
+from lcx.dense import linear, residual, uniform, vector, zeros
 from lcx.types import Context, Dims, Params, State
 
 
@@ -26,6 +26,7 @@ class RMSNorm:
             epsilon=self.eps,
             dtype=jnp.dtype(dims.policy.compute),
             param_dtype=jnp.dtype(dims.policy.params),
+            scale_metadata={"kind": "vector"},
             rngs=rngs,
         )
 
@@ -43,6 +44,8 @@ class LayerNorm:
             dtype=jnp.dtype(dims.policy.compute),
             param_dtype=jnp.dtype(dims.policy.params),
             use_fast_variance=False,
+            scale_metadata={"kind": "vector"},
+            bias_metadata={"kind": "vector"},
             rngs=rngs,
         )
 
@@ -158,8 +161,8 @@ class RWKVChannelMix:
         hidden = self.hidden or 4 * dims.model
         mix = token_mix(dims, 1 - dims.layer / dims.layers)
         return nnx.Dict(
-            mix_k=nnx.Param(mix),
-            mix_r=nnx.Param(mix),
+            mix_k=vector(mix),
+            mix_r=vector(mix),
             key=linear(dims, dims.model, hidden, ("embed", "mlp"), rngs),
             receptance=linear(dims, dims.model, dims.model, ("embed", None), rngs, zeros),
             value=linear(dims, hidden, dims.model, ("mlp", "embed"), rngs, zeros),
@@ -220,7 +223,7 @@ class RWKV7ChannelMix:
         _, to_end = rwkv_depth(dims)
         small = uniform(0.5 * dims.model**-0.5)
         return nnx.Dict(
-            mix=nnx.Param(1 - token_mix(dims, to_end**4)),
+            mix=vector(1 - token_mix(dims, to_end**4)),
             key=linear(dims, dims.model, hidden, ("embed", "mlp"), rngs, small),
             value=linear(dims, hidden, dims.model, ("mlp", "embed"), rngs, zeros),
         )

@@ -150,7 +150,7 @@ def shardings(tree: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) ->
     """
 
     def sharding(leaf: Any) -> Any:
-        names = leaf.get_metadata().get("out_sharding") or () if _is_variable(leaf) else ()
+        names = leaf.get_metadata().get("out_sharding") or () if is_variable(leaf) else ()
 
         def of(array: Any) -> NamedSharding:
             axes = (None,) * (array.ndim - len(names)) + tuple(RULES[name] for name in names)
@@ -160,8 +160,9 @@ def shardings(tree: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) ->
 
         return jax.tree.map(of, leaf)
 
-    return jax.tree.map(sharding, tree, is_leaf=_is_variable)
+    return jax.tree.map(sharding, tree, is_leaf=is_variable)
 
 
-def _is_variable(leaf: Any) -> bool:
+def is_variable(leaf: Any) -> bool:
+    """Whether this node of a tree is a parameter, or was made from one, with its metadata."""
     return isinstance(leaf, nnx.Variable)

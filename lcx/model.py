@@ -127,7 +127,7 @@ class LM:
                     dtype=jnp.dtype(self.policy.compute),
                     param_dtype=jnp.dtype(self.policy.params),
                     embedding_init=normal(0.02),
-                    embedding_metadata={"out_sharding": ("vocab", "embed")},
+                    embedding_metadata={"out_sharding": ("vocab", "embed"), "kind": "table"},
                     rngs=rngs,
                 ),
                 blocks=nnx.List([layers(place) for place in range(places)]),
@@ -138,7 +138,8 @@ class LM:
             if self.positions:
                 params.positions = self.positions.init(dims, rngs)
             if not self.tied:
-                params.head = linear(dims, self.width, self.vocab, ("embed", "vocab"), rngs)
+                axes = ("embed", "vocab")
+                params.head = linear(dims, self.width, self.vocab, axes, rngs, kind="table")
         return params
 
     def init_state(

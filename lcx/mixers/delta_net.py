@@ -7,7 +7,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lcx.dense import head_width, linear, merge_heads, residual, split_heads, step_bias, uniform
+from lcx.dense import (
+    head_width,
+    linear,
+    merge_heads,
+    residual,
+    split_heads,
+    step_bias,
+    uniform,
+    vector,
+)
 from lcx.layers import l2_normalise, rms_normalise
 from lcx.ops.delta_rule import delta_rule
 from lcx.ops.short_conv import short_conv
@@ -34,7 +43,7 @@ class DeltaNet:
         width = head_width("DeltaNet", dims, self.heads)
         return nnx.Dict(
             **_projections(dims, self.heads, self.taps, dims.model, rngs),
-            scale=nnx.Param(jnp.ones(width, dims.policy.params)),
+            scale=vector(jnp.ones(width, dims.policy.params)),
             out=residual(dims, dims.model, ("heads", "embed"), rngs),
         )
 
@@ -88,9 +97,9 @@ class GatedDeltaNet:
             **_projections(dims, self.heads, self.taps, wide, rngs),
             gate=linear(dims, dims.model, wide, ("embed", "heads"), rngs),
             decay=linear(dims, dims.model, self.heads, ("embed", None), rngs),
-            log_rate=nnx.Param(jnp.log(rate)),
-            step_bias=nnx.Param(step_bias(rngs, self.heads)),
-            scale=nnx.Param(jnp.ones(self.expand * width, dims.policy.params)),
+            log_rate=vector(jnp.log(rate)),
+            step_bias=vector(step_bias(rngs, self.heads)),
+            scale=vector(jnp.ones(self.expand * width, dims.policy.params)),
             out=residual(dims, wide, ("heads", "embed"), rngs),
         )
 
@@ -126,7 +135,7 @@ def _projections(dims: Dims, heads: int, taps: int, values: int, rngs: nnx.Rngs)
         "q": linear(dims, dims.model, dims.model, ("embed", "heads"), rngs),
         "k": linear(dims, dims.model, dims.model, ("embed", "heads"), rngs),
         "v": linear(dims, dims.model, values, ("embed", "heads"), rngs),
-        "conv": nnx.Param(uniform(taps**-0.5)(rngs.params(), (taps, inputs), dtype)),
+        "conv": vector(uniform(taps**-0.5)(rngs.params(), (taps, inputs), dtype)),
         "beta": linear(dims, dims.model, heads, ("embed", None), rngs),
     }
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lcx.dense import linear, normal, residual
+from lcx.dense import linear, normal, residual, vector
 from lcx.ops.short_conv import short_conv
 from lcx.types import Context, Dims, Params, State
 
@@ -33,7 +33,7 @@ class GatedConv:
             b=linear(dims, *square),
             c=linear(dims, *square),
             x=linear(dims, *square),
-            conv=nnx.Param(normal(self.taps**-0.5)(rngs.params(), shape, dtype)),
+            conv=vector(normal(self.taps**-0.5)(rngs.params(), shape, dtype)),
             out=residual(dims, dims.model, ("heads", "embed"), rngs),
         )
 

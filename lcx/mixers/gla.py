@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lcx.dense import head_width, linear, merge_heads, residual, split_heads
+from lcx.dense import head_width, linear, merge_heads, residual, split_heads, vector
 from lcx.layers import rms_normalise
 from lcx.ops.gated_linear_attention import gated_linear_attention
 from lcx.types import Context, Dims, Params, State
@@ -45,8 +45,8 @@ class GLA:
             gate=linear(dims, dims.model, dims.model, ("embed", "heads"), rngs),
             decay_in=linear(dims, dims.model, self.rank, ("embed", None), rngs),
             decay_out=linear(dims, self.rank, keys, (None, "heads"), rngs),
-            decay_bias=nnx.Param(jnp.zeros(keys, jnp.float32)),
-            scale=nnx.Param(jnp.ones(self._widths(dims)[1], dims.policy.params)),
+            decay_bias=vector(jnp.zeros(keys, jnp.float32)),
+            scale=vector(jnp.ones(self._widths(dims)[1], dims.policy.params)),
             out=residual(dims, dims.model, ("heads", "embed"), rngs),
         )
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lcx.dense import head_width, linear, merge_heads, residual, split_heads
+from lcx.dense import head_width, linear, merge_heads, residual, split_heads, vector
 from lcx.layers import rms_normalise
 from lcx.ops.linear_attention import linear_attention
 from lcx.types import Context, Dims, Params, State
@@ -35,8 +35,8 @@ class Lightning:
             k=linear(dims, *square),
             v=linear(dims, *square),
             gate=linear(dims, *square),
-            log_rate=nnx.Param(jnp.log(2.0 ** (-8 * head / self.heads) * depth)),
-            scale=nnx.Param(jnp.ones(dims.model, dims.policy.params)),
+            log_rate=vector(jnp.log(2.0 ** (-8 * head / self.heads) * depth)),
+            scale=vector(jnp.ones(dims.model, dims.policy.params)),
             out=residual(dims, dims.model, ("heads", "embed"), rngs),
         )
 

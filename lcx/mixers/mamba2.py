@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lcx.dense import linear, residual, split_heads, step_bias, uniform
+from lcx.dense import linear, residual, split_heads, step_bias, uniform, vector
 from lcx.layers import rms_normalise
 from lcx.ops.linear_attention import linear_attention
 from lcx.ops.short_conv import short_conv
@@ -55,12 +55,12 @@ class Mamba2:
             c=linear(dims, dims.model, self.state, ("embed", None), rngs),
             gate=linear(dims, dims.model, inner, ("embed", "heads"), rngs),
             step=linear(dims, dims.model, heads, ("embed", None), rngs),
-            conv=nnx.Param(tap(rngs.params(), (self.taps, inputs), dtype)),
-            conv_bias=nnx.Param(tap(rngs.params(), (inputs,), dtype)),
-            log_rate=nnx.Param(jnp.log(rate)),
-            step_bias=nnx.Param(step_bias(rngs, heads)),
-            skip=nnx.Param(jnp.ones(heads)),
-            scale=nnx.Param(jnp.ones(inner, dtype)),
+            conv=vector(tap(rngs.params(), (self.taps, inputs), dtype)),
+            conv_bias=vector(tap(rngs.params(), (inputs,), dtype)),
+            log_rate=vector(jnp.log(rate)),
+            step_bias=vector(step_bias(rngs, heads)),
+            skip=vector(jnp.ones(heads)),
+            scale=vector(jnp.ones(inner, dtype)),
             out=residual(dims, inner, ("heads", "embed"), rngs),
         )
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lcx.dense import head_width, linear, merge_heads, normal, residual, split_heads
+from lcx.dense import head_width, linear, matrix, merge_heads, normal, residual, split_heads, vector
 from lcx.ops.lru import lru
 from lcx.ops.short_conv import short_conv
 from lcx.types import Context, Dims, Params, State
@@ -38,23 +38,23 @@ class RGLRU:
         # As in the original code: with open gates, a^(1/8) lies in [0.9, 0.999], its square evenly
         square = jax.random.uniform(rngs.params(), (D,), minval=0.9**2, maxval=0.999**2)
 
-        def small(*shape: int, inputs: int) -> nnx.Param:
-            return nnx.Param(normal(0.1 * inputs**-0.5)(rngs.params(), shape, jnp.dtype(dtype)))
+        def small(*shape: int, inputs: int) -> Array:
+            return normal(0.1 * inputs**-0.5)(rngs.params(), shape, jnp.dtype(dtype))
 
         def gate() -> nnx.Dict:
             return nnx.Dict(
-                weight=small(self.heads, width, width, inputs=width),
-                bias=nnx.Param(jnp.zeros(D, dtype)),
+                weight=matrix(small(self.heads, width, width, inputs=width)),
+                bias=vector(jnp.zeros(D, dtype)),
             )
 
         return nnx.Dict(
             x=linear(dims, D, D, ("embed", "heads"), rngs),
             gate=linear(dims, D, D, ("embed", "heads"), rngs),
-            conv=small(self.taps, D, inputs=self.taps),
-            conv_bias=nnx.Param(jnp.zeros(D, dtype)),
+            conv=vector(small(self.taps, D, inputs=self.taps)),
+            conv_bias=vector(jnp.zeros(D, dtype)),
             recurrence_gate=gate(),
             input_gate=gate(),
-            rate=nnx.Param(jnp.log(jnp.expm1(-0.5 * jnp.log(square)))),
+            rate=vector(jnp.log(jnp.expm1(-0.5 * jnp.log(square)))),
             out=residual(dims, D, ("heads", "embed"), rngs),
         )
 

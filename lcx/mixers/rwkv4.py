@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lcx.dense import linear, zeros
+from lcx.dense import linear, vector, zeros
 from lcx.layers import blend, token_mix, token_shift
 from lcx.ops.wkv import WKVState, wkv4
 from lcx.types import Context, Dims, Params, State
@@ -33,11 +33,11 @@ class RWKV4:
         mix = token_mix(dims, to_end)
         square = (dims.model, dims.model, ("embed", "heads"), rngs)
         return nnx.Dict(
-            decay=nnx.Param(jnp.asarray(speed, jnp.float32)),
-            bonus=nnx.Param(jnp.asarray(bonus, jnp.float32)),
-            mix_k=nnx.Param(mix),
-            mix_v=nnx.Param((mix + 0.3 * depth).astype(mix.dtype)),
-            mix_r=nnx.Param(token_mix(dims, 0.5 * to_end)),
+            decay=vector(jnp.asarray(speed, jnp.float32)),
+            bonus=vector(jnp.asarray(bonus, jnp.float32)),
+            mix_k=vector(mix),
+            mix_v=vector((mix + 0.3 * depth).astype(mix.dtype)),
+            mix_r=vector(token_mix(dims, 0.5 * to_end)),
             key=linear(dims, *square, zeros),
             value=linear(dims, *square, jax.nn.initializers.orthogonal()),
             receptance=linear(dims, *square, zeros),

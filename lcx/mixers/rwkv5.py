@@ -8,7 +8,7 @@ from flax import nnx
 from jax.nn.initializers import orthogonal
 from jaxtyping import Array, Float
 
-from lcx.dense import head_width, linear, merge_heads, split_heads, zeros
+from lcx.dense import head_width, linear, merge_heads, split_heads, vector, zeros
 from lcx.layers import blend, rwkv_decay, rwkv_depth, standardise, token_mix, token_shift
 from lcx.ops.gated_linear_attention import gated_linear_attention
 from lcx.types import Context, Dims, Params, State
@@ -34,18 +34,18 @@ class RWKV5:
         mix, half = token_mix(dims, to_end), token_mix(dims, 0.5 * to_end)
         square = (dims.model, dims.model, ("embed", "heads"), rngs)
         return nnx.Dict(
-            mix_k=nnx.Param(mix),
-            mix_v=nnx.Param((mix + 0.3 * depth).astype(mix.dtype)),
-            mix_r=nnx.Param(half),
-            mix_g=nnx.Param(jnp.copy(half)),
-            decay=nnx.Param(decay.reshape(self.heads, width)),
-            bonus=nnx.Param(bonus.reshape(self.heads, width)),
+            mix_k=vector(mix),
+            mix_v=vector((mix + 0.3 * depth).astype(mix.dtype)),
+            mix_r=vector(half),
+            mix_g=vector(jnp.copy(half)),
+            decay=vector(decay.reshape(self.heads, width)),
+            bonus=vector(bonus.reshape(self.heads, width)),
             receptance=linear(dims, *square, orthogonal()),
             key=linear(dims, *square, orthogonal(0.1)),
             value=linear(dims, *square, orthogonal()),
             gate=linear(dims, *square, orthogonal(0.1)),
-            scale=nnx.Param(jnp.full(dims.model, (1 - to_end + 1 / dims.layers) ** 0.7)),
-            bias=nnx.Param(jnp.zeros(dims.model)),
+            scale=vector(jnp.full(dims.model, (1 - to_end + 1 / dims.layers) ** 0.7)),
+            bias=vector(jnp.zeros(dims.model)),
             out=linear(dims, dims.model, dims.model, ("heads", "embed"), rngs, zeros),
         )
 

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.nn.initializers import orthogonal
 from jaxtyping import Array, Float
 
-from lcx.dense import head_width, linear, merge_heads, split_heads, uniform, zeros
+from lcx.dense import head_width, linear, matrix, merge_heads, split_heads, uniform, vector, zeros
 from lcx.layers import rwkv_decay, rwkv_depth, standardise, token_mix, token_shift
 from lcx.ops.gated_linear_attention import gated_linear_attention
 from lcx.types import Context, Dims, Params, State
@@ -40,20 +40,20 @@ class RWKV6:
         square = (D, D, ("embed", "heads"), rngs)
         small, dtype = uniform(0.01), jnp.dtype(dims.policy.params)
         return nnx.Dict(
-            mix_x=nnx.Param(1 - mix),
-            mix=nnx.Param(jnp.stack([1 - first[n] for n in MIXES]).astype(dtype)),
+            mix_x=vector(1 - mix),
+            mix=vector(jnp.stack([1 - first[n] for n in MIXES]).astype(dtype)),
             mix_in=linear(dims, D, 5 * self.mix_rank, ("embed", None), rngs, zeros),
-            mix_out=nnx.Param(small(rngs.params(), (5, self.mix_rank, D), dtype)),
-            decay=nnx.Param(decay),
+            mix_out=matrix(small(rngs.params(), (5, self.mix_rank, D), dtype)),
+            decay=vector(decay),
             decay_in=linear(dims, D, self.decay_rank, ("embed", None), rngs, zeros),
             decay_out=linear(dims, self.decay_rank, D, (None, "heads"), rngs, small),
-            bonus=nnx.Param(bonus.reshape(self.heads, width)),
+            bonus=vector(bonus.reshape(self.heads, width)),
             receptance=linear(dims, *square, orthogonal()),
             key=linear(dims, *square, orthogonal(0.1)),
             value=linear(dims, *square, orthogonal()),
             gate=linear(dims, *square, orthogonal(0.1)),
-            scale=nnx.Param(jnp.full(D, (1 - to_end + 1 / dims.layers) ** 0.7)),
-            bias=nnx.Param(jnp.zeros(D)),
+            scale=vector(jnp.full(D, (1 - to_end + 1 / dims.layers) ** 0.7)),
+            bias=vector(jnp.zeros(D)),
             out=linear(dims, D, D, ("heads", "embed"), rngs, zeros),
         )
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.nn.initializers import orthogonal
 from jaxtyping import Array, Bool, Float
 
-from lcx.dense import head_width, linear, merge_heads, split_heads, uniform, zeros
+from lcx.dense import head_width, linear, merge_heads, split_heads, uniform, vector, zeros
 from lcx.layers import (
     l2_normalise,
     rwkv_depth,
@@ -69,22 +69,22 @@ class RWKV7:
             return linear(dims, D, D, ("embed", "heads"), rngs, uniform(bound * D**-0.5))
 
         return nnx.Dict(
-            **{f"mix_{n}": nnx.Param(1 - token_mix(dims, p * to_end)) for n, p in powers.items()},
-            decay=nnx.Param(decay + 0.5 + 2.5 * zigzag),
+            **{f"mix_{n}": vector(1 - token_mix(dims, p * to_end)) for n, p in powers.items()},
+            decay=vector(decay + 0.5 + 2.5 * zigzag, rate=2.0),
             decay_low=low_rank(2.5),
-            rate=nnx.Param(-0.19 + 0.3 * zigzag + 0.4 * line),
+            rate=vector(-0.19 + 0.3 * zigzag + 0.4 * line),
             rate_low=low_rank(2.5),
-            first=nnx.Param(0.73 - 0.4 * line),
+            first=vector(0.73 - 0.4 * line),
             first_low=low_rank(1.7),
             gate_low=low_rank(5.0),
-            removal=nnx.Param(0.71 - 0.1 * line),
-            replaced=nnx.Param(jnp.full(D, 1.02)),
-            bonus=nnx.Param(jnp.full((self.heads, width), -0.04)),
+            removal=vector(0.71 - 0.1 * line),
+            replaced=vector(jnp.full(D, 1.02)),
+            bonus=vector(jnp.full((self.heads, width), -0.04)),
             receptance=square(0.5),
             key=square(0.05),
             value=square(0.5),
-            scale=nnx.Param(jnp.full(D, (1 - to_end + 1 / dims.layers) ** 0.7)),
-            bias=nnx.Param(jnp.zeros(D)),
+            scale=vector(jnp.full(D, (1 - to_end + 1 / dims.layers) ** 0.7)),
+            bias=vector(jnp.zeros(D)),
             out=linear(dims, D, D, ("heads", "embed"), rngs, zeros),
         )
 
@@ -124,18 +124,18 @@ class RWKV7:
         def low_rank(name, x, between=lambda x: x):
             return params[name].up(between(params[name].down(x)))
 
-        def vector(name):
+        def parameter(name):
             return params[name][...].astype(x.dtype)
 
         r, k, v = params.receptance(xr), params.key(xk), params.value(xv)
         shared = FirstValues(jnp.where(shared.made, shared.values, v), jnp.ones((), bool))
-        v = v + (shared.values - v) * jax.nn.sigmoid(vector("first") + low_rank("first_low", xv))
-        rate = jax.nn.sigmoid(vector("rate") + low_rank("rate_low", xa))
+        v = v + (shared.values - v) * jax.nn.sigmoid(parameter("first") + low_rank("first_low", xv))
+        rate = jax.nn.sigmoid(parameter("rate") + low_rank("rate_low", xa))
         decay = low_rank("decay_low", xw, jnp.tanh).astype(jnp.float32) + params.decay[...]
         gate = low_rank("gate_low", xg, jax.nn.sigmoid)
 
-        removal = l2_normalise(split_heads(k * vector("removal"), self.heads))
-        k = k * (1 + (rate - 1) * vector("replaced"))
+        removal = l2_normalise(split_heads(k * parameter("removal"), self.heads))
+        k = k * (1 + (rate - 1) * parameter("replaced"))
         r, k, v, rate = (split_heads(a, self.heads) for a in (r, k, v, rate))
         o, S = diagonal_delta_rule(
             *(r, k, v, -removal, removal * rate),
@@ -145,7 +145,7 @@ class RWKV7:
             shards=ctx.shards,
             state=None if state is None else state["S"],
         )
-        o = merge_heads(standardise(o, 64e-5)) * vector("scale") + vector("bias")
+        o = merge_heads(standardise(o, 64e-5)) * parameter("scale") + parameter("bias")
         own = (r * k * params.bonus[...].astype(x.dtype)).sum(axis=-1, keepdims=True) * v
         y = params.out((o + merge_heads(own)) * gate)
         return y, state and {"last": last, "S": S}, shared

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lcx.dense import head_width, linear, merge_heads, normal, residual, split_heads
+from lcx.dense import head_width, linear, merge_heads, normal, residual, split_heads, vector
 from lcx.positions import PositionScheme, RoPE
 from lcx.sparsity import Full, Sparsity
 from lcx.types import Context, Dims, Params, State
@@ -54,11 +54,16 @@ class SoftmaxAttention:
         )
         if self.qk_norm:
             for name in ("q_norm", "k_norm"):
-                dtypes = {"dtype": dims.policy.compute, "param_dtype": dims.policy.params}
-                params[name] = nnx.RMSNorm(width, rngs=rngs, **dtypes)
+                params[name] = nnx.RMSNorm(
+                    width,
+                    dtype=jnp.dtype(dims.policy.compute),
+                    param_dtype=jnp.dtype(dims.policy.params),
+                    scale_metadata={"kind": "vector"},
+                    rngs=rngs,
+                )
         if self.sink_logit:  # N(0, 0.02^2), as GPT-OSS draws it
             sink = normal(0.02)(rngs.params(), (self.heads,), jnp.dtype(dims.policy.params))
-            params["sink"] = nnx.Param(sink)
+            params["sink"] = vector(sink)
         return params
 
     @property

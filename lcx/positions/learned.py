@@ -38,7 +38,7 @@ class Learned:
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
         shape, dtype = (self.length, dims.model), jnp.dtype(dims.policy.params)
         table = normal(0.02)(rngs.params(), shape, dtype)
-        return nnx.Dict(table=nnx.Param(table, out_sharding=(None, "embed")))
+        return nnx.Dict(table=nnx.Param(table, out_sharding=(None, "embed"), kind="table"))
 
     def __call__(self, params: Params, positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """The vectors at these positions; NaN at those of no vector."""
