@@ -31,6 +31,7 @@ from lcx.experiment import (
     with_ancestors,
 )
 from lcx.layers import CHANNELS, NORMS
+from lcx.log import NonFiniteLossError
 from lcx.metrics import Evaluation, jsonable
 from lcx.mixers import MIXERS
 from lcx.optim import OPTIMIZERS
@@ -42,7 +43,7 @@ from lcx.protocols import PROTOCOLS
 from lcx.report import print_costs, print_table, write_report
 from lcx.runs import Run, environment, write_json
 from lcx.sparsity import SPARSITIES
-from lcx.train import NonFiniteLossError, restore_params, train
+from lcx.train import restore_params, train
 from lcx.wavelengths import print_wavelengths, wavelengths, write_picture
 
 File = Annotated[Path, arg(help="experiment file, experiments/quickstart.py for one")]

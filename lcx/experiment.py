@@ -12,7 +12,7 @@ from lcx import spec
 from lcx.data import SOURCES, TASKS, TOKENIZERS, Data, Task, Texts
 from lcx.dense import nearest_divisors
 from lcx.layers import CHANNELS, NORMS
-from lcx.mesh import Mesh
+from lcx.mesh import Mesh, make_mesh, shardings
 from lcx.mixers import MIXERS
 from lcx.model import LM, Block, parameters
 from lcx.optim import OPTIMIZERS, AdamW, Optimizer
@@ -43,11 +43,17 @@ class Train:
     seed: int = 0
     checkpoint_every: int = 200
     """Steps."""
+    evaluate_every: int | None = None
+    """Steps from one loss on the validation split to the next; the last step always has one."""
 
     def __post_init__(self):
         for name in ("length", "batch", "accumulate", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Train: {name} must be at least 1, not {getattr(self, name)}")
+        if self.evaluate_every is not None and self.evaluate_every < 1:
+            raise ValueError(
+                f"Train: evaluate_every must be at least 1 or None, not {self.evaluate_every}"
+            )
         if self.steps < 0 or self.z_loss < 0:
             raise ValueError("Train: steps and z_loss cannot be negative")
         if self.positions is not None and self.positions.longest < self.length:
@@ -59,6 +65,16 @@ class Train:
             raise ValueError(
                 f"Train: a batch of {self.batch} rows cannot be cut into {self.accumulate} parts"
             )
+
+    @property
+    def rows(self) -> int:
+        """How many rows are computed at a time."""
+        return self.batch // self.accumulate
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the loss on the validation split is taken after this step."""
+        every = self.evaluate_every
+        return every is not None and (step % every == 0 or step == self.steps)
 
 
 @dataclass(frozen=True)
@@ -247,9 +263,28 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
     except ValueError as error:
         raise problem("mesh", error) from error
     try:
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        moments = jax.eval_shape(train.optimizer.transform(train.steps).init, params)
+        shardings(moments, make_mesh(experiment.mesh))
+    except ValueError as error:
+        raise problem("train.optimizer", error) from error
+    try:
         corpus.check(train.length, experiment.evaluation)
     except ValueError as error:
         raise problem("evaluation", error) from error
+    if train.evaluate_every is not None:
+        try:
+            there = corpus.tokens("validation")
+        except ValueError as error:
+            raise problem("train.evaluate_every", error) from error
+        needed = train.rows * train.length
+        if there is not None and there < needed:
+            raise problem(
+                "train.evaluate_every",
+                f"the validation split has {there} tokens, fewer than the {train.rows} rows of "
+                f"{train.length} that are scored at a time; hold out more (data.validation), add "
+                "documents, or leave evaluate_every at None",
+            )
 
 
 def check_cuts(experiment: Experiment) -> None:
@@ -263,8 +298,7 @@ def check_cuts(experiment: Experiment) -> None:
                 f"{axes} = {ways} does not divide {what}, {size}; nearest that do: {near}"
             )
 
-    rows = train.batch // train.accumulate
-    divides(mesh.rows, "data x fsdp x expert", "train.batch's rows at a time", rows)
+    divides(mesh.rows, "data x fsdp x expert", "train.batch's rows at a time", train.rows)
     divides(mesh.seq, "seq", "train.length", train.length)
     divides(mesh.fsdp, "fsdp", "model.width", model.width)
     for place, block in enumerate(model.pattern):

@@ -146,13 +146,22 @@ def shardings(tree: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) ->
 
     Trees made from parameters, such as optimizer moments, keep the names. Leading axes without a
     name (stacked layers) and arrays without names are not cut, nor is an axis that the mesh does
-    not divide.
+    not divide. Raises ValueError for an array that has lost an axis of its parameter, where that
+    would have been cut.
     """
 
     def sharding(leaf: Any) -> Any:
         names = leaf.get_metadata().get("out_sharding") or () if is_variable(leaf) else ()
 
         def of(array: Any) -> NamedSharding:
+            if array.ndim < len(names):
+                if any(mesh.shape[RULES[name]] > 1 for name in names if RULES[name]):
+                    raise ValueError(
+                        f"an array of shape {array.shape} was made from a parameter whose axes "
+                        f"{names} the mesh cuts, and is not of its shape; take a mesh that cuts "
+                        "data and seq alone, or an optimizer whose moments are as its parameters"
+                    )
+                return NamedSharding(mesh, PartitionSpec())
             axes = (None,) * (array.ndim - len(names)) + tuple(RULES[name] for name in names)
             fits = zip(array.shape, axes, strict=True)
             cut = (a if a and size % mesh.shape[a] == 0 else None for size, a in fits)

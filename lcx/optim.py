@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
 
 from lcx.dense import Kind
 from lcx.mesh import is_variable
@@ -171,7 +170,7 @@ class Muon(Scheduled):
         self._fractions("momentum", "b1", "b2")
 
     def direction(self) -> optax.GradientTransformation:
-        def to_rms(update: Float[Array, "... m n"]) -> Float[Array, "... m n"]:
+        def to_rms(update: Any) -> Any:
             # an orthogonal m x n matrix has an RMS of max(m, n)^-0.5
             return self.rms * max(update.shape[-2:]) ** 0.5 * update
 
@@ -218,7 +217,7 @@ def decayed(params: Params) -> Params:
     return jax.tree.map(lambda kind: kind != "vector", kinds(params))
 
 
-def at_their_rates(updates: Params) -> Params:
+def at_their_rates(updates: Any) -> Any:
     """Updates, times the rate of parameters that learn faster or slower than the others."""
 
     def scaled(leaf: nnx.Variable) -> nnx.Variable:

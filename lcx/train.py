@@ -1,12 +1,7 @@
 """Training: one loop that reads from top to bottom."""
 
-import json
-import math
-import os
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,15 +16,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lcx.checkpoint import Checkpoints, CorruptCheckpointError
 from lcx.data import Texts
 from lcx.experiment import Experiment
+from lcx.log import Log
 from lcx.loss import LossSums, loss_sums
 from lcx.mesh import BATCH, make_mesh, place, shardings
 from lcx.positions.training import FromZero, redraw
-from lcx.processes import Preempted, Preemption, first
+from lcx.processes import Preempted, Preemption
 from lcx.runs import Run
 from lcx.seqpar import AXIS, CUT, WHOLE, sharded
 from lcx.types import Params
 
 Batch = dict[str, Int[Array, "B T"]]
+
+VALIDATED = 2**15
+"""Tokens of the validation split that a loss is taken of."""
 
 
 class TrainState(NamedTuple):
@@ -40,18 +39,8 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss became infinite or NaN; the last good checkpoint is kept."""
-
-
-def make_step(
-    experiment: Experiment, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
-    """The training step: (state, batch) -> (state, metrics). Pure; jit it.
-
-    The batch is cut into `accumulate` equal parts, one after the other. Loss: the mean over all
-    scored tokens of the whole batch, whatever part they are in.
-    """
+def make_loss(experiment: Experiment) -> Callable[[Params, Batch], LossSums]:
+    """(parameters, batch) -> sums over its scored tokens, of all shards. Pure."""
     model, settings, shards = experiment.model, experiment.train, experiment.mesh.shards
     longest = settings.length if settings.positions is None else settings.positions.longest
 
@@ -68,10 +57,26 @@ def make_step(
         sums = loss_sums(model, params, x, batch["targets"], scored(batch).astype(jnp.float32))
         return jnp.stack(sums)[None]
 
-    def loss(params: Params, batch: Batch, tokens: Float[Array, ""]):
+    def sums(params: Params, batch: Batch) -> LossSums:
         # one row a shard, which the sum is taken of out here
-        sums = sharded(sums_of_shard, shards, (WHOLE, CUT), PartitionSpec(AXIS))(params, batch)
-        sums = LossSums(*sums.sum(axis=0))
+        each = sharded(sums_of_shard, shards, (WHOLE, CUT), PartitionSpec(AXIS))(params, batch)
+        return LossSums(*each.sum(axis=0))
+
+    return sums
+
+
+def make_step(
+    experiment: Experiment, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Float[Array, ""]]]]:
+    """The training step: (state, batch) -> (state, metrics). Pure; jit it.
+
+    The batch is cut into `accumulate` equal parts, one after the other. Loss: the mean over all
+    scored tokens of the whole batch, whatever part they are in.
+    """
+    settings, sums_of = experiment.train, make_loss(experiment)
+
+    def loss(params: Params, batch: Batch, tokens: Float[Array, ""]):
+        sums = sums_of(params, batch)
         nll = sums.nll / tokens
         return nll + settings.z_loss * sums.z2 / tokens, nll
 
@@ -95,6 +100,19 @@ def make_step(
         return TrainState(params, moments, state.step + 1), metrics
 
     return step
+
+
+def make_validation(
+    experiment: Experiment,
+) -> Callable[[Params, dict[str, Int[Array, "N B T"]]], Float[Array, ""]]:
+    """(parameters, batches) -> nats a scored token, of N batches one after the other. Pure."""
+    sums_of = make_loss(experiment)
+
+    def validation(params: Params, batches: dict[str, Int[Array, "N B T"]]):
+        sums = jax.lax.map(lambda batch: sums_of(params, batch), batches)
+        return sums.nll.sum() / sums.tokens.sum()
+
+    return validation
 
 
 def fresh_state(
@@ -143,10 +161,6 @@ def train(
     settings = experiment.train
     optimizer = settings.optimizer.transform(settings.steps)
     mesh = make_mesh(experiment.mesh)
-    places = settings.positions
-    if places is None and experiment.model.positions is not None:
-        places = FromZero(settings.length)
-
     fresh = partial(fresh_state, experiment, optimizer)
     key = jax.random.key(settings.seed)
     where = shardings(jax.eval_shape(fresh, key), mesh)
@@ -166,21 +180,22 @@ def train(
             checkpoints.set_aside(after=done)
             console.print(f"{run.name}: resuming at step {done} of {settings.steps}")
         step = jit_step(experiment, optimizer, where, mesh)
+        validation = Validation(experiment, corpus, mesh) if settings.evaluate_every else None
         log = Log(run, done, settings.optimizer.learning_rate(settings.steps))
         with log, progress(console) as bar:
             task = bar.add_task(run.name, total=settings.steps, completed=done, note="compiling")
             last = None  # the metrics of the step before, read while this one runs
             for number in range(done + 1, settings.steps + 1):
-                batch = next(batches)
-                if places is not None:
-                    rng = np.random.default_rng((settings.seed, number))
-                    placed = redraw(places, rng, batch["positions"], batch["segments"])
-                    batch = batch | {"positions": placed}
+                batch = positioned(experiment, next(batches), (settings.seed, number))
                 batch = {name: place(array, cut) for name, array in batch.items()}
                 state, metrics = step(state, batch)
                 if last is not None:
                     bar.update(task, completed=number - 1, note=log.write(number - 1, last))
                 last = metrics
+                if validation is not None and settings.evaluates(number):
+                    jax.block_until_ready(metrics)
+                    with log.pause():
+                        last = metrics | {"validation_loss": validation.loss(state.params)}
                 told = preemption is not None and preemption.reached()
                 if told or number % settings.checkpoint_every == 0 or number == settings.steps:
                     bar.update(task, completed=number, note=log.write(number, last))
@@ -190,69 +205,45 @@ def train(
                     raise Preempted(f"{run.name}: told to end; saved at step {number}")
 
 
-class Log:
-    """metrics.jsonl: a line for each step, read back when a run resumes. A context manager."""
+def positioned(
+    experiment: Experiment, batch: dict[str, Any], seed: tuple[int, ...]
+) -> dict[str, Any]:
+    """A batch with its positions drawn from the seed, where a training draws them."""
+    places = experiment.train.positions
+    if places is None and experiment.model.positions is not None:
+        places = FromZero(experiment.train.length)
+    if places is None:
+        return batch
+    placed = redraw(places, np.random.default_rng(seed), batch["positions"], batch["segments"])
+    return batch | {"positions": placed}
 
-    def __init__(self, run: Run, done: int, learning_rate: optax.Schedule):
-        rows = [row for row in run.read_metrics() if row["step"] <= done]
-        self._folder = run.folder
-        self._path = run.folder / "metrics.jsonl"
-        self._rows = rows
-        self._learning_rate = learning_rate
-        self._tokens = rows[-1]["tokens"] if rows else 0
-        self._seconds = rows[-1]["seconds"] if rows else 0.0
-        self._clock = time.perf_counter()
-        self._recent: list[tuple[float, float]] = []
 
-    def __enter__(self) -> "Log":
-        if not first():  # another process writes it
-            self._file, self._board = Path(os.devnull).open("w"), None
-            return self
-        # the steps after the checkpoint are about to be made again, with the same result
-        draft = self._path.with_suffix(".tmp")
-        draft.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
-        draft.replace(self._path)
-        self._file = self._path.open("a", buffering=1)
-        self._board = _tensorboard(self._folder)
-        return self
+class Validation:
+    """The loss on the validation split: of the same rows at each step, whatever the run's seed.
 
-    def __exit__(self, *exc: object) -> None:
-        self._file.close()
-        if self._board:
-            self._board.close()
+    About `VALIDATED` tokens, or as many as the split has, in rows of the training's length, at
+    positions such as the training's.
+    """
 
-    def write(self, step: int, metrics: dict[str, Float[Array, ""]]) -> str:
-        """Write the metrics of a step, which waits for it; what the progress bar should say.
-
-        Raises NonFiniteLossError before anything of that step is kept.
-        """
-        values = {name: float(value) for name, value in metrics.items()}
-        bad = [n for n in ("loss", "grad_norm") if not math.isfinite(values[n])]
-        if bad:
-            raise NonFiniteLossError(
-                f"{bad[0]} is {values[bad[0]]} at step {step}. The last good checkpoint is kept; "
-                "a lower train.optimizer.peak or a longer warmup may help"
-            )
-        now = time.perf_counter()
-        self._seconds += now - self._clock
-        self._clock = now
-        self._tokens += int(values["tokens"])
-        row = {
-            "step": step,
-            "loss": values["loss"],
-            "grad_norm": values["grad_norm"],
-            "learning_rate": float(jnp.asarray(self._learning_rate(step - 1))),
-            "tokens": self._tokens,
-            "seconds": round(self._seconds, 3),
+    def __init__(self, experiment: Experiment, corpus: Texts, mesh: jax.sharding.Mesh):
+        settings = experiment.train
+        there = corpus.tokens("validation")
+        wanted = VALIDATED if there is None else min(VALIDATED, there)
+        count = max(1, wanted // (settings.rows * settings.length))
+        stream = iter(corpus.batches(settings.length, settings.rows, 0, split="validation"))
+        rows = [positioned(experiment, next(stream), (0, i)) for i in range(count)]
+        where = NamedSharding(mesh, PartitionSpec(None, *BATCH))
+        self._rows = {
+            name: place(np.stack([np.asarray(row[name]) for row in rows]), where)
+            for name in rows[0]
         }
-        self._file.write(json.dumps(row) + "\n")
-        if self._board:
-            for name in ("loss", "grad_norm", "learning_rate"):
-                self._board.add_scalar(name, row[name], step)
-        self._recent = [*self._recent[-20:], (self._tokens, self._seconds)]
-        (t0, s0), (t1, s1) = self._recent[0], self._recent[-1]
-        speed = f"{(t1 - t0) / (s1 - s0):,.0f} tokens/s" if s1 > s0 else ""
-        return f"loss {values['loss']:.3f}  {speed}"
+        self._loss: Callable = jax.jit(
+            make_validation(experiment), out_shardings=NamedSharding(mesh, PartitionSpec())
+        )
+
+    def loss(self, params: Params) -> float:
+        """Nats a scored token. To be called while the mesh is set."""
+        return float(self._loss(params, self._rows))
 
 
 def restore_params(experiment: Experiment, run: Run, console: Console | None = None) -> Params:
@@ -299,12 +290,3 @@ def progress(console: Console) -> Progress:
 
 def _warn(console: Console) -> Callable[[str], None]:
     return lambda message: console.print(f"[yellow]warning:[/] {message}", highlight=False)
-
-
-def _tensorboard(folder: Path) -> Any:
-    """A writer, where the extra `tensorboard` is installed."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder / "tensorboard"))

@@ -19,13 +19,13 @@ from rich.console import Console
 from lcx.checkpoint import CorruptCheckpointError
 from lcx.evaluate import evaluate
 from lcx.experiment import Train, validate
+from lcx.log import NonFiniteLossError
 from lcx.mesh import Mesh
 from lcx.optim import AdamW
 from lcx.positions import ALiBi, DynamicNTK, Learned, NoPE, PoSE, RoPE, XPos
 from lcx.runs import Run
 from lcx.spec import describe
 from lcx.train import (
-    NonFiniteLossError,
     TrainState,
     finished,
     make_step,
@@ -210,27 +210,3 @@ def test_a_damaged_checkpoint_falls_back_and_says_so(experiment, run, tmp_path, 
     damage(broken, 8)
     with pytest.raises(CorruptCheckpointError, match="none of the checkpoints"):
         train(short, broken, short.data.load(), None, Console(quiet=True))
-
-
-def test_schedules_rise_stay_and_fall():
-    cosine = AdamW(peak=1.0, warmup=10, final=0.1).learning_rate(100)
-    assert cosine(9) == pytest.approx(1.0, abs=0.1)
-    assert cosine(100) == pytest.approx(0.1, abs=0.01)
-    wsd = AdamW(peak=1.0, warmup=10, final=0.0, schedule="wsd").learning_rate(110)
-    assert wsd(50) == wsd(85) == 1.0
-    assert wsd(100) == pytest.approx(0.5)
-    assert wsd(110) == pytest.approx(0.0)
-
-
-def test_only_matrices_decay(experiment):
-    from lcx.optim import matrices
-
-    chosen = matrices(jax.eval_shape(experiment.model.init, jax.random.key(0)))
-    names = {
-        jax.tree_util.keystr(path, simple=True, separator=".")
-        for path, decays in jax.tree_util.tree_leaves_with_path(chosen)
-        if decays
-    }
-    assert "embed.embedding.value" in names
-    assert "blocks.0.mixer.q.kernel.value" in names
-    assert not any("norm" in name for name in names)

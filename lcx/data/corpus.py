@@ -125,6 +125,10 @@ class Corpus:
             )
         return packing.Tokens.of(documents.select(chosen.tolist()), self.tokenizer)
 
+    def tokens(self, split: str) -> int:
+        """How many tokens a split has. Raises ValueError if it has none."""
+        return len(self._read(split).ids)
+
     def batches(
         self, length: int, batch: int, seed: int, split: str = "train"
     ) -> "grain.IterDataset[dict[str, Int[np.ndarray, 'B T'] | packing.Lookup]]":

@@ -81,13 +81,16 @@ class RecallTask:
             raise ValueError(f"MQAR is measured by Recall, not by {type(protocol).__name__}")
         self.targets(protocol)
 
+    def tokens(self, split: str) -> None:
+        """Rows are drawn without end."""
+
     def batches(
-        self, length: int, batch: int, seed: int
+        self, length: int, batch: int, seed: int, split: str = "train"
     ) -> "grain.IterDataset[dict[str, Int[np.ndarray, 'B T']]]":
         """An endless stream of rows, as `Corpus.batches`; what cannot be known has target -1."""
         import grain
 
-        rows = grain.MapDataset.source(_Rows(self.data, length, seed))
+        rows = grain.MapDataset.source(_Rows(self.data, length, (_ROWS_OF[split], seed)))
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         return rows.to_iter_dataset(options).batch(batch)
 
@@ -103,7 +106,7 @@ class RecallTask:
             )
         texts = []
         for i in range(min(DOCUMENTS, protocol.documents or DOCUMENTS)):
-            rng = np.random.default_rng(({"validation": 0, "test": 1}[protocol.split], i))
+            rng = np.random.default_rng((_DOCUMENTS_OF[protocol.split], i))
             ids = _pairs(rng, tokens // 2, self.data.vocab)
             texts.append(Text(f"{protocol.split}/{i}", ids, 2 * np.arange(len(ids))))
         return Targets(texts, {})
@@ -111,6 +114,10 @@ class RecallTask:
 
 DOCUMENTS = 64
 """Documents of a split."""
+
+_DOCUMENTS_OF = {"validation": 0, "test": 1}
+_ROWS_OF = {"train": 2, "validation": 3, "test": 4}
+"""First numbers of the seeds that a split's documents, and its rows, are drawn from."""
 
 
 class _Symbols:
@@ -123,16 +130,16 @@ class _Symbols:
 
 
 class _Rows:
-    """Rows of `length`, each filled with examples drawn from (seed, index): a source for grain."""
+    """Rows of `length`, each filled with examples drawn from (*seed, index): a source for grain."""
 
-    def __init__(self, data: MQAR, length: int, seed: int):
+    def __init__(self, data: MQAR, length: int, seed: tuple[int, ...]):
         self._data, self._length, self._seed = data, length, seed
 
     def __len__(self) -> int:
         return 2**40
 
     def __getitem__(self, index: int) -> dict[str, Int[np.ndarray, " T"]]:
-        rng = np.random.default_rng((2, self._seed, index))  # 0 and 1 are evaluation's
+        rng = np.random.default_rng((*self._seed, index))
         names = ("tokens", "targets", "segments", "positions")
         row = {name: np.zeros(self._length, np.int32) for name in names}
         at = 0

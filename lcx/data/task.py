@@ -55,7 +55,11 @@ class Texts(Protocol):
         """Raise ValueError where rows of `length` or the protocol do not fit."""
         ...
 
-    def batches(self, length: int, batch: int, seed: int) -> Any:
+    def tokens(self, split: str) -> int | None:
+        """How many tokens a split has; None: it has no end. Raises ValueError if it has none."""
+        ...
+
+    def batches(self, length: int, batch: int, seed: int, split: str = "train") -> Any:
         """An endless stream of batches; `iter()` of it has `get_state` and `set_state`.
 
         A batch is a dict of int32 arrays [batch, length]: `tokens`, `targets` (-1: not scored),
