@@ -2,12 +2,14 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from lcx.dense import Kind
 from lcx.mesh import is_variable
@@ -149,12 +151,12 @@ class Lion(Scheduled):
 class Muon(Scheduled):
     """Muon: matrices move along their momentum made orthogonal (Jordan et al. 2024).
 
-    As in Moonlight (Liu et al. 2025, arXiv:2502.16982), equations 2 and 4: a matrix decays as under
-    AdamW, and its update has the RMS that AdamW's would have, so one learning rate serves all.
-    Five Newton-Schulz steps in fp32; stacked matrices are taken one by one. Tables and vectors are
-    left to AdamW.
+    As in Moonlight (Liu et al. 2025, arXiv:2502.16982), section 2.2: matrices decay as under AdamW,
+    and an update has the RMS that AdamW's would have, so one learning rate serves all parameters.
+    Stacked matrices are taken one by one; tables and vectors are left to AdamW.
     """
 
+    peak: float = 1e-2
     momentum: float = 0.95
     """Nesterov's."""
     rms: float = 0.2
@@ -172,20 +174,13 @@ class Muon(Scheduled):
     def direction(self) -> optax.GradientTransformation:
         def to_rms(update: Any) -> Any:
             # an orthogonal m x n matrix has an RMS of max(m, n)^-0.5
-            return self.rms * max(update.shape[-2:]) ** 0.5 * update
+            return self.rms * max(update.shape[-2:]) ** 0.5 * orthogonalised(update)
 
-        orthogonal = optax.contrib.scale_by_muon(
-            beta=self.momentum,
-            weight_dimension_numbers=lambda tree: jax.tree.map(
-                lambda _: optax.contrib.MuonDimensionNumbers(-2, -1), tree
-            ),
-        )
+        along = optax.stateless_with_tree_map(lambda update, _: to_rms(update))
         adam = optax.scale_by_adam(self.b1, self.b2, self.eps)
         return optax.partition(
             {
-                "matrix": optax.chain(
-                    orthogonal, optax.stateless_with_tree_map(lambda u, _: to_rms(u))
-                ),
+                "matrix": optax.chain(optax.trace(self.momentum, nesterov=True), along),
                 "table": adam,
                 "vector": adam,
             },
@@ -194,6 +189,41 @@ class Muon(Scheduled):
 
 
 OPTIMIZERS: dict[str, type] = {c.__name__: c for c in (AdamW, Muon, Lion)}
+
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of x, x^3 and x^5, which bring singular values near 1 fast (Jordan et al. 2024)."""
+
+
+def orthogonalised(x: Float[Array, "... m n"]) -> Float[Array, "... m n"]:
+    """About U V^T of each matrix U S V^T, by five Newton-Schulz steps: S comes to lie near 1.
+
+    One matrix after the other on a CPU, where products of batches are slower.
+    """
+    stack = x.reshape(-1, *x.shape[-2:])
+    done = jax.lax.platform_dependent(
+        stack, cpu=partial(jax.lax.map, _newton_schulz), default=jax.vmap(_newton_schulz)
+    )
+    return done.reshape(x.shape)
+
+
+def _newton_schulz(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
+    """Five times a x + b (x x^T) x + c (x x^T)^2 x, from x of norm 1."""
+    if x.shape[0] > x.shape[1]:
+        return _newton_schulz(x.T).T
+    a, b, c = NEWTON_SCHULZ
+    x = x / (jnp.linalg.norm(x) + 1e-8)
+    if 2 * x.shape[1] < 3 * x.shape[0]:
+        for _ in range(5):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        return x
+    # each step multiplies x by a polynomial of its Gram matrix, which is cheaper to follow alone
+    one, gram, factors = jnp.eye(x.shape[0], dtype=x.dtype), x @ x.T, []
+    for _ in range(5):
+        factors.append(a * one + b * gram + c * gram @ gram)
+        gram = factors[-1] @ gram @ factors[-1]
+    return reduce(jnp.matmul, factors) @ x  # they commute
 
 
 def kinds(params: Params) -> Params:
