@@ -1,11 +1,8 @@
 """The `lcx` command."""
 
-import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -19,31 +16,21 @@ from lcx import spec
 from lcx.checkpoint import CorruptCheckpointError
 from lcx.chips import CHIPS, chip_named
 from lcx.cost import cost_of
-from lcx.data import SOURCES, TASKS, TOKENIZERS, Task, Texts
-from lcx.evaluate import describe_data, evaluate
-from lcx.experiment import (
-    ExperimentFile,
-    Experiments,
-    check_links,
-    choose,
-    load,
-    validate,
-    with_ancestors,
-)
+from lcx.data import SOURCES, TASKS, TOKENIZERS
+from lcx.experiment import choose, load
 from lcx.layers import CHANNELS, NORMS
 from lcx.log import NonFiniteLossError
-from lcx.metrics import Evaluation, jsonable
+from lcx.metrics import Evaluation
 from lcx.mixers import MIXERS
 from lcx.optim import OPTIMIZERS
 from lcx.plan import check_devices, elsewhere, print_plans
 from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, Learned, PositionScheme, Scaling
-from lcx.pretrained import Pretrained
-from lcx.processes import PREEMPTED, JoinError, Preempted, Preemption, first, join, leave
+from lcx.processes import PREEMPTED, JoinError, Preempted, first, join, leave
 from lcx.protocols import PROTOCOLS
 from lcx.report import print_costs, print_table, write_report
-from lcx.runs import Run, environment, write_json
+from lcx.runs import write_json
+from lcx.session import Session, open_session
 from lcx.sparsity import SPARSITIES
-from lcx.train import restore_params, train
 from lcx.wavelengths import print_wavelengths, wavelengths, write_picture
 
 File = Annotated[Path, arg(help="experiment file, experiments/quickstart.py for one")]
@@ -51,6 +38,13 @@ Out = Annotated[
     Path | None, arg(help="folder of the results; by default runs/ and the file's name")
 ]
 Only = Annotated[str | None, arg(help="variants, separated by commas; by default all")]
+Seeds = Annotated[
+    int | None,
+    arg(
+        help="runs of each variant, from other first values and in another order of the data; by "
+        "default as the file says"
+    ),
+]
 Set = Annotated[
     UseAppendAction[tuple[str, ...]],
     arg(
@@ -63,129 +57,40 @@ Set = Annotated[
 POSITION_HELP = "the scheme, such as 'RoPE(scaling=YaRN(4, original=256))'"
 
 
-@dataclass
-class Session:
-    """The chosen variants of an experiment file, checked, and where their runs are."""
-
-    file: ExperimentFile
-    experiments: Experiments
-    chosen: list[str]
-    out: Path
-    corpora: dict[Task, Texts]
-    console: Console
-    preemption: Preemption
-
-    @property
-    def order(self) -> list[str]:
-        """The chosen variants and those they start from, these first."""
-        return with_ancestors(self.chosen, self.experiments)
-
-    def run(self, name: str) -> Run:
-        """Where a variant's run is."""
-        return Run(self.out / name)
-
-    def train(self, name: str) -> None:
-        """Train a variant, or go on with it, or reuse it."""
-        experiment, run = self.experiments[name], self.run(name)
-        with run.lock():
-            run.check(experiment)
-            if self._reusable(name):
-                self.console.print(f"{name}: trained already ({run.folder}), reused")
-                return
-            run.claim(experiment)
-            start = None
-            if isinstance(experiment.init_from, Pretrained):
-                start = experiment.init_from.load(experiment.model)
-            elif parent := experiment.init_from:
-                start = restore_params(self.experiments[parent], self.run(parent), self.console)
-            corpus = self.corpora[experiment.data]
-            train(experiment, run, corpus, start, self.console, self.preemption)
-
-    def _reusable(self, name: str) -> bool:
-        """Whether a variant is trained, and its last checkpoint can be read."""
-        try:
-            restore_params(self.experiments[name], self.run(name), self.console)
-        except (FileNotFoundError, CorruptCheckpointError):
-            return False
-        return True
-
-    def evaluate(self, name: str) -> Evaluation:
-        """Evaluate a trained variant, or reuse its result."""
-        experiment, run = self.experiments[name], self.run(name)
-        corpus = self.corpora[experiment.data]
-        path = run.evaluation(experiment, corpus.fingerprint)
-        if path.exists():
-            self.console.print(f"{name}: evaluated already ({path}), reused")
-            return json.loads(path.read_text())
-        params = restore_params(experiment, run, self.console)
-        scores, seconds = evaluate(experiment, params, corpus, name, self.console, self.preemption)
-        stages = [self.run(n).read_metrics() for n in with_ancestors([name], self.experiments)]
-        last = [rows[-1] for rows in stages if rows]
-        result = Evaluation(
-            variant=name,
-            protocol=spec.encode(experiment.evaluation),
-            data=describe_data(experiment, corpus),
-            cost=cost_of(experiment.model, experiment.train.length, experiment.evaluation.contexts),
-            train_len=experiment.train.length,
-            train_tokens=int(sum(row["tokens"] for row in last)),
-            train_seconds=sum(row["seconds"] for row in last),
-            eval_seconds=round(seconds, 3),
-            contexts=scores,
-            environment={k: v for k, v in environment().items() if k != "diff"},
-        )
-        if first():
-            write_json(path, jsonable(result))
-        return result
-
-
-@contextmanager
-def open_session(
-    file: Path, out: Path | None, only: str | None, assignments: tuple[str, ...]
-) -> Iterator[Session]:
-    """Load, override, and check everything that can be known before long work starts.
-
-    While the session is open, a signal to end waits for a good moment. Of several processes the
-    first alone says something.
-    """
-    console = Console(quiet=not first())
-    loaded = load(file)
-    experiments, chosen = choose(loaded.experiments, only, assignments)
-    check_links(experiments)
-    out = out or Path("runs") / file.stem
-    session = Session(loaded, experiments, chosen, out, {}, console, Preemption())
-    for name in session.order:
-        session.run(name).check(experiments[name])
-    for name in session.order:
-        experiment = experiments[name]
-        if experiment.data not in session.corpora:
-            session.corpora[experiment.data] = experiment.data.load()
-        validate(name, experiment, experiments, session.corpora[experiment.data])
-    with session.preemption:
-        yield session
-
-
 def train_command(
-    file: Positional[File], out: Out = None, only: Only = None, assignments: Set = ()
+    file: Positional[File],
+    out: Out = None,
+    only: Only = None,
+    seeds: Seeds = None,
+    assignments: Set = (),
 ) -> None:
     """Train the variants of an experiment file; one that was interrupted resumes."""
-    with open_session(file, out, only, assignments) as session:
+    with open_session(file, out, only, assignments, seeds) as session:
         for name in session.order:
             session.train(name)
 
 
 def evaluate_command(
-    file: Positional[File], out: Out = None, only: Only = None, assignments: Set = ()
+    file: Positional[File],
+    out: Out = None,
+    only: Only = None,
+    seeds: Seeds = None,
+    assignments: Set = (),
 ) -> None:
     """Evaluate trained variants; a result that is there already is reused."""
-    with open_session(file, out, only, assignments) as session:
+    with open_session(file, out, only, assignments, seeds) as session:
         report(session, {name: session.evaluate(name) for name in session.chosen})
 
 
 def compare_command(
-    file: Positional[File], out: Out = None, only: Only = None, assignments: Set = ()
+    file: Positional[File],
+    out: Out = None,
+    only: Only = None,
+    seeds: Seeds = None,
+    assignments: Set = (),
 ) -> None:
     """Train and evaluate every variant, and write the report: the main job."""
-    with open_session(file, out, only, assignments) as session:
+    with open_session(file, out, only, assignments, seeds) as session:
         results = {}
         for name in session.order:
             session.train(name)
@@ -194,12 +99,12 @@ def compare_command(
         report(session, results)
 
 
-def report(session: Session, results: dict[str, Evaluation]) -> None:
+def report(session: Session, results: dict[str, list[Evaluation]]) -> None:
     """The page, the pictures and the table of the chosen variants."""
     if not first():
         return
-    in_order = [results[name] for name in session.chosen]
-    curves = {name: session.run(name).read_metrics() for name in session.chosen}
+    in_order = [result for name in session.chosen for result in results[name]]
+    curves = {name: [r.read_metrics() for r in session.runs(name)] for name in session.chosen}
     folder = session.out / "report"
     written = write_report(folder, session.file.path.stem, session.file.question, in_order, curves)
     print_table(written, session.console)

@@ -3,7 +3,7 @@
 import difflib
 import importlib.util
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import jax
@@ -88,6 +88,17 @@ class Experiment:
     mesh: Mesh = Mesh()
     init_from: str | Pretrained | None = None
     """The variant, or the published model, whose parameters this one starts from."""
+    seeds: int = 1
+    """Runs of this variant. Run i trains with `train.seed + i` and starts from run i of the variant
+    that this one starts from: first values and the order of the data change, nothing else."""
+
+    def __post_init__(self):
+        if self.seeds < 1:
+            raise ValueError(f"Experiment: seeds must be at least 1, not {self.seeds}")
+
+    def run(self, seed: int) -> "Experiment":
+        """What run 0, 1, ... of this variant trains."""
+        return replace(self, train=replace(self.train, seed=self.train.seed + seed))
 
     @property
     def parent(self) -> str | None:
@@ -97,9 +108,11 @@ class Experiment:
     def training_differences(self, other: "Experiment") -> list[str]:
         """Where two experiments differ in what they train.
 
-        The evaluation may be another, and the mesh, which says where it runs.
+        The evaluation may be another, and the mesh, which says where it runs; so may the number of
+        runs, of which each has a folder of its own.
         """
-        names = (f.name for f in fields(self) if f.name not in ("evaluation", "mesh"))
+        others = ("evaluation", "mesh", "seeds")
+        names = (f.name for f in fields(self) if f.name not in others)
         return [
             line
             for name in names
@@ -160,20 +173,6 @@ def load(path: Path) -> ExperimentFile:
     return ExperimentFile(path, (module.__doc__ or "").strip(), made)
 
 
-def check_links(experiments: Experiments) -> None:
-    """Raise ValueError where an `init_from` names no variant, or they go in a circle."""
-    for name, experiment in experiments.items():
-        seen, at = [name], experiment.parent
-        while at is not None:
-            known(at, experiments, f"{seen[-1]}.init_from")
-            if at in seen:
-                raise ValueError(f"init_from goes in a circle: {' -> '.join([*seen, at])}")
-            seen.append(at)
-            at = experiments[at].parent
-        if experiment.train.steps == 0 and experiment.init_from is None:
-            raise ValueError(f"{name}: train.steps is 0 and there is no init_from to take over")
-
-
 def known(name: str, experiments: Iterable[str], where: str) -> None:
     """Raise ValueError, with the nearest right name, where `name` is no variant."""
     names = list(experiments)
@@ -202,22 +201,6 @@ def choose(
             except ValueError as error:
                 raise ValueError(f"--set {assignment} ({name}): {error}") from error
     return changed, chosen
-
-
-def with_ancestors(names: Iterable[str], experiments: Experiments) -> list[str]:
-    """The variants in an order in which each comes after the one that it starts from."""
-    ordered: list[str] = []
-
-    def add(name: str) -> None:
-        parent = experiments[name].parent
-        if parent is not None:
-            add(parent)
-        if name not in ordered:
-            ordered.append(name)
-
-    for name in names:
-        add(name)
-    return ordered
 
 
 def validate(name: str, experiment: Experiment, experiments: Experiments, corpus: Texts) -> None:

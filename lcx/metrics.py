@@ -1,8 +1,9 @@
-"""Perplexity, bits per byte, and how sure we are of them.
+"""Perplexity, bits per byte and accuracy, and how sure we are of them.
 
 Everything starts from sums over one document's target tokens: the negative log-likelihood in nats,
 the number of tokens, the number of bytes of text they stand for. Documents, not tokens, are the
-unit of chance: tokens of one text rise and fall together, so intervals resample whole documents.
+unit of chance: tokens of one text rise and fall together. Where a variant was trained more than
+once, its runs are drawn by chance as well (`lcx.intervals`).
 """
 
 import math
@@ -10,16 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
-from jaxtyping import Float
-from numpy.typing import NDArray
+
+from lcx.intervals import Estimate, Scores, Weights, difference, mean
 
 
 class DocumentScore(TypedDict):
-    """What a variant made of the target tokens of one document."""
+    """What one run of a variant made of the target tokens of one document."""
 
     name: str
-    spans: int
-    """Stretches of the document that were scored."""
     nll: float
     """Nats, summed over the target tokens in float64."""
     tokens: int
@@ -27,23 +26,44 @@ class DocumentScore(TypedDict):
     """Bytes of text that the target tokens stand for, whatever the tokenizer."""
     hits: int
     """Target tokens that no other token was likelier than."""
+    spans: int
+    """Places of the document that the target tokens were taken from."""
 
 
-class ContextScore(TypedDict):
-    """One point of a curve: a variant at one context length."""
+class Levels(TypedDict):
+    """The measures of a point, each with its 95% interval: [low, high], NaN where none is known."""
 
-    context: int
-    reach: int
-    """The most tokens, BOS among them, that a scored token was predicted from."""
     ppl: float
-    bits_per_byte: float
     ci95: list[float]
-    """[low, high] of `ppl`; both NaN when there is a single document."""
+    bits_per_byte: float
+    bits_ci95: list[float]
     accuracy: float
     """Share of the target tokens that no other token was likelier than."""
     accuracy_ci95: list[float]
+
+
+class ContextScore(Levels):
+    """One point of a curve: one run at one context length. Intervals are over its documents."""
+
+    context: int
+    reach: int
+    """The most tokens, document mark included, that any target was predicted from."""
     tokens: int
     documents: list[DocumentScore]
+
+
+class PooledScore(Levels):
+    """One point of a variant, over all its runs. Intervals are over documents and runs together.
+
+    Perplexity is the exponential of the mean over runs of the mean nats a token.
+    """
+
+    context: int
+    reach: int
+    tokens: int
+    documents: int
+    spans: int
+    seeds: int
 
 
 class Cost(TypedDict):
@@ -57,60 +77,70 @@ class Cost(TypedDict):
 
 
 class Measure(NamedTuple):
-    """Which number of a `ContextScore` a report is about."""
+    """Which number of a score a report is about."""
 
     name: str
-    key: Literal["ppl", "accuracy"]
-    interval: Literal["ci95", "accuracy_ci95"]
+    key: Literal["ppl", "bits_per_byte", "accuracy"]
+    interval: Literal["ci95", "bits_ci95", "accuracy_ci95"]
     best: Callable[[Iterable[float]], float]
+    sums: Literal["nll", "hits"]
+    per: Literal["tokens", "bytes"]
+    compared: Literal["ratio", "difference"]
+    """How two values are compared: perplexities are divided, the others subtracted."""
+
+    @property
+    def neutral(self) -> int:
+        """What the comparison of two equal values gives."""
+        return 1 if self.compared == "ratio" else 0
+
+    def value(self, x: float) -> float:
+        """The measure (or its comparison) from a mean (or a difference of means) of `sums`."""
+        if self.key == "ppl":
+            return _exp(x)
+        return x / math.log(2) if self.key == "bits_per_byte" else x
 
 
-PERPLEXITY = Measure("perplexity", "ppl", "ci95", min)
-ACCURACY = Measure("accuracy", "accuracy", "accuracy_ci95", max)
-
-
-def measure_of(protocol: str) -> Measure:
-    """Accuracy where the targets can be known for certain, perplexity for everything else."""
-    return ACCURACY if protocol == "Recall" else PERPLEXITY
+PERPLEXITY = Measure("perplexity", "ppl", "ci95", min, "nll", "tokens", "ratio")
+BITS = Measure("bits per byte", "bits_per_byte", "bits_ci95", min, "nll", "bytes", "difference")
+ACCURACY = Measure("accuracy", "accuracy", "accuracy_ci95", max, "hits", "tokens", "difference")
+MEASURES = {measure.name: measure for measure in (PERPLEXITY, BITS, ACCURACY)}
 
 
 class Evaluation(TypedDict):
-    """All that one evaluation of one variant has to say; written as JSON (see `jsonable`)."""
+    """All that one evaluation of one run has to say; written as JSON (see `jsonable`)."""
 
     variant: str
+    seed: int
+    """Which of the variant's runs: 0, 1, ..."""
     protocol: dict[str, Any]
     data: dict[str, Any]
+    setup: dict[str, Any]
+    """What the variant is, in words and numbers; see `lcx.variants.setup_of`."""
     cost: Cost
+    published: str | None
+    """The published model whose weights it comes from, if it does."""
+    trainings: list[str]
+    """The variants whose training, one after the other, made its weights: its own among them."""
     train_len: int
-    """Tokens per training sequence: contexts beyond it are extrapolation."""
+    """Tokens of the longest rows that any of these was trained on: beyond is extrapolation."""
     train_tokens: int
+    train_flops: float | None
+    """Of all trainings together; None where a formula is missing, or weights are published."""
     train_seconds: float
     eval_seconds: float
     contexts: list[ContextScore]
     environment: dict[str, Any]
 
 
-class PairedDifference(TypedDict):
-    """Perplexity of one variant divided by another's, over the same targets."""
+class Comparison(TypedDict):
+    """A measure of one score against that of another, over the same targets."""
 
     context: int
-    ratio: float
+    value: float
+    """The ratio of perplexities; of other measures the difference."""
     ci95: list[float]
-    """[low, high] of `ratio`; an interval that holds 1 shows no difference."""
-
-
-def perplexity(nll: float, tokens: int) -> float:
-    """exp of the mean nats per token; inf where that leaves float64."""
-    if tokens < 1:
-        raise ValueError(f"perplexity needs at least one target token, got {tokens}")
-    return _exp(nll / tokens)
-
-
-def bits_per_byte(nll: float, n_bytes: int) -> float:
-    """Nats to bits, per byte of text: comparable across tokenizers, as perplexity is not."""
-    if n_bytes < 1:
-        raise ValueError(f"bits per byte needs at least one byte of text, got {n_bytes}")
-    return nll / math.log(2) / n_bytes
+    p_value: float
+    """That both are equal."""
 
 
 def context_score(context: int, documents: Sequence[DocumentScore], reach: int) -> ContextScore:
@@ -122,54 +152,75 @@ def context_score(context: int, documents: Sequence[DocumentScore], reach: int) 
         raise ValueError(f"a context is at least one token, got {context}")
     if not documents:
         raise ValueError(f"no documents were scored at context {context}")
-    nll = math.fsum(d["nll"] for d in documents)
-    tokens = sum(d["tokens"] for d in documents)
-    counts = _column(documents, "tokens")
     return ContextScore(
         context=context,
         reach=reach,
-        ppl=perplexity(nll, tokens),
-        bits_per_byte=bits_per_byte(nll, sum(d["bytes"] for d in documents)),
-        ci95=[_exp(x) for x in _interval(_column(documents, "nll"), counts)],
-        accuracy=sum(d["hits"] for d in documents) / tokens,
-        accuracy_ci95=_interval(_column(documents, "hits"), counts),
-        tokens=tokens,
+        tokens=sum(d["tokens"] for d in documents),
         documents=list(documents),
+        **_levels([documents]),
     )
 
 
-def paired_difference(a: ContextScore, b: ContextScore) -> PairedDifference:
-    """Perplexity ratio a / b and its interval, resampling the documents of both together.
+def pooled_score(runs: Sequence[ContextScore]) -> PooledScore:
+    """One point of all runs of a variant. Raises ValueError unless they scored the same targets."""
+    first, *others = runs
+    for other in others:
+        check_same_targets(first, other, "tokens")
+    return PooledScore(
+        context=first["context"],
+        reach=first["reach"],
+        tokens=first["tokens"],
+        documents=len(first["documents"]),
+        spans=sum(d["spans"] for d in first["documents"]),
+        seeds=len(runs),
+        **_levels([run["documents"] for run in runs]),
+    )
 
-    What makes a document hard is hard for both variants and cancels, so this interval is often far
-    narrower than a look at the two separate ones suggests.
 
-    Raises ValueError unless both scored the same targets: same context, documents in the same
-    order, and as many tokens in each.
+def compare(
+    a: Sequence[ContextScore], b: Sequence[ContextScore], measure: Measure, paired_runs: bool
+) -> Comparison:
+    """`a` against `b`, each all the runs of one variant at one context length.
+
+    What makes a document hard is hard for both and cancels, so this interval is often far narrower
+    than a look at the two separate ones suggests. With a single run of each it is over documents
+    alone: it says how these weights differ. paired_runs: see `lcx.intervals.difference`.
+
+    Raises ValueError unless all scored the same targets, document by document.
     """
-    if a["context"] != b["context"]:
-        raise ValueError(f"cannot pair context {a['context']} with context {b['context']}")
-    pairs = [[(d["name"], d["tokens"]) for d in score["documents"]] for score in (a, b)]
+    for other in (*a[1:], *b):
+        check_same_targets(a[0], other, measure.per)
+    of_a, of_b = (_scores([run["documents"] for run in runs], measure) for runs in (a, b))
+    weights = _weights(a[0]["documents"], measure)
+    with np.errstate(invalid="ignore"):  # infinite in both: no number says how they differ
+        estimate = difference(of_a, of_b, weights, paired_runs)
+    low, high = estimate.interval()
+    return Comparison(
+        context=a[0]["context"],
+        value=measure.value(estimate.value),
+        ci95=[measure.value(low), measure.value(high)],
+        p_value=estimate.p_value(),
+    )
+
+
+def check_same_targets(a: ContextScore, b: ContextScore, per: Literal["tokens", "bytes"]) -> None:
+    """Raise ValueError unless both scored the same documents, in order, and as much of each.
+
+    Counted in tokens, or in bytes where tokenizers may differ.
+    """
+    at = " and ".join(dict.fromkeys(str(score["context"]) for score in (a, b)))
+    pairs = [[(d["name"], d[per]) for d in score["documents"]] for score in (a, b)]
     if len(pairs[0]) != len(pairs[1]):
         raise ValueError(
             f"cannot pair {len(pairs[0])} documents with {len(pairs[1])} "
-            f"at context {a['context']}: both variants must score the same ones"
+            f"at context {at}: both must score the same ones"
         )
     for i, ((name_a, n_a), (name_b, n_b)) in enumerate(zip(*pairs, strict=True)):
         if (name_a, n_a) != (name_b, n_b):
             raise ValueError(
-                f"cannot pair document {i} at context {a['context']}: "
-                f"{name_a!r} with {n_a} target tokens against {name_b!r} with {n_b}"
+                f"cannot pair document {i} at context {at}: "
+                f"{name_a!r} with {n_a} target {per} against {name_b!r} with {n_b}"
             )
-    # The ratio of perplexities is the exp of a difference of mean nats.
-    with np.errstate(invalid="ignore"):  # infinite in both: no number says how they differ
-        nll = _column(a["documents"], "nll") - _column(b["documents"], "nll")
-    tokens = _column(a["documents"], "tokens")
-    return PairedDifference(
-        context=a["context"],
-        ratio=_exp(nll.sum() / tokens.sum()),
-        ci95=[_exp(x) for x in _interval(nll, tokens)],
-    )
 
 
 def jsonable(tree: Any) -> Any:
@@ -183,36 +234,27 @@ def jsonable(tree: Any) -> Any:
     return tree
 
 
-def _interval(sums: Float[np.ndarray, " N"], tokens: Float[np.ndarray, " N"]) -> list[float]:
-    """95% bootstrap interval of sum(sums) / sum(tokens) over N documents.
-
-    Percentile rather than BCa: it survives a variant paired with its equal (all differences 0,
-    where BCa divides by zero), and on simulated scores of 24 documents the two covered the truth
-    alike (91% and 91% of 400 normal draws, 93% and 92% of skewed ones). With six documents both
-    are too narrow (82% to 90%). Percentiles commute with exp, so perplexities are resampled in
-    nats, which cannot overflow. The seed is fixed: the same scores always give the same interval.
-    """
-    from scipy.stats import bootstrap
-
-    if len(sums) < 2 or not np.isfinite(sums).all():
-        return [math.nan, math.nan]
-    result = bootstrap(
-        (sums, tokens),
-        lambda sums, tokens, axis: sums.sum(axis=axis) / tokens.sum(axis=axis),
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        n_resamples=9999,
-        batch=max(1, 2**22 // len(sums)),  # bounds the resampled arrays to 32 MB each
-        rng=np.random.default_rng(0),
-    )
-    return [float(result.confidence_interval.low), float(result.confidence_interval.high)]
+def _levels(runs: Sequence[Sequence[DocumentScore]]) -> Levels:
+    found: dict[str, Any] = {}
+    for measure in MEASURES.values():
+        weights = _weights(runs[0], measure)
+        if not weights.sum() > 0:
+            raise ValueError(f"{measure.name} needs at least one of the targets' {measure.per}")
+        estimate: Estimate = mean(_scores(runs, measure), weights)
+        interval = [measure.value(x) for x in estimate.interval()]
+        if measure is ACCURACY:  # a share, whatever the interval's formula thinks
+            interval = [min(1.0, max(0.0, x)) if x == x else x for x in interval]
+        found |= {measure.key: measure.value(estimate.value), measure.interval: interval}
+    return Levels(**found)
 
 
-def _column(
-    documents: Sequence[DocumentScore], key: Literal["nll", "tokens", "hits"]
-) -> NDArray[np.float64]:
-    return np.array([d[key] for d in documents], dtype=np.float64)  # None, from JSON, becomes NaN
+def _scores(runs: Sequence[Sequence[DocumentScore]], measure: Measure) -> Scores:
+    # None, from JSON, becomes NaN
+    return np.array([[d[measure.sums] for d in run] for run in runs], dtype=np.float64)
+
+
+def _weights(documents: Sequence[DocumentScore], measure: Measure) -> Weights:
+    return np.array([d[measure.per] for d in documents], dtype=np.float64)
 
 
 def _exp(nats: float) -> float:

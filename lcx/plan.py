@@ -22,8 +22,8 @@ from lcx.chips import CHIPS, chip_named
 from lcx.compiled import Measured, fit, measure
 from lcx.cost import state_bytes, training_flops
 from lcx.experiment import Experiment, check_cuts, choose, load
-from lcx.figures import short_bytes, short_length, short_number
 from lcx.model import count_parameters
+from lcx.wording import short_bytes, short_length, short_number
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,29 @@
-"""From evaluations to a report: report.json, pictures, report.html, a table in the terminal."""
+"""From evaluations to a report: report.json, pictures, their numbers, report.html, a table."""
 
 import json
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lcx.figures import (
-    LIGHT,
+from lcx.metrics import Cost, Evaluation, jsonable
+from lcx.page import render_page
+from lcx.pictures import pictures_of
+from lcx.sentences import ties_in_words
+from lcx.series import as_csv
+from lcx.summary import (
     Curves,
     Report,
-    best_variants,
+    bold_variants,
     context_lengths,
-    draw_measure,
-    draw_recall,
-    draw_state,
-    draw_training,
     measure_in,
-    megaflops,
-    render,
-    short_bytes,
-    short_length,
-    short_number,
+    summarise,
 )
-from lcx.metrics import ACCURACY, Cost, Evaluation, jsonable, paired_difference
-from lcx.page import render_page
+from lcx.wording import megaflops, short_bytes, short_length, short_number
 
 
 def write_report(
@@ -38,27 +31,24 @@ def write_report(
 ) -> Report:
     """Write the report of one experiment into the folder `out`; give back what report.json says.
 
-    `question` is the experiment file's docstring. `curves` holds each variant's rows of training
-    metrics ("tokens", "loss"). The first result is the one the others are compared against.
+    `question` is the experiment file's docstring; `results` has one for each run of each variant.
+    The first variant is the one the others are compared against. Each picture comes as PNG, SVG and
+    PDF, with its numbers as CSV.
 
     Raises ValueError when the results cannot be compared: other protocols, other data, other
-    target documents, or a name used twice.
+    target documents, or a run that is there twice.
     """
-    _check_comparable(results)
-    report = _summary(results)
-    measure = measure_in(report)
-    pictures = {
-        f"{measure.name}_vs_context": partial(draw_measure, report),
-        "training_loss": partial(draw_training, report, curves),
-        "state_vs_context": partial(draw_state, report),
-    }
-    if measure is ACCURACY:
-        pictures["accuracy_vs_state"] = partial(draw_recall, report)
-    page = render_page(title, question, report, pictures)
+    report = summarise(results, curves)
+    pictures = pictures_of(report, curves)
     strict = jsonable(report)
-    files = {f"{name}.png": render(draw, LIGHT) for name, draw in pictures.items()}
-    files["report.html"] = page.encode()
-    files["report.json"] = json.dumps(strict, indent=1, allow_nan=False).encode()
+    files = {
+        "report.html": render_page(title, question, report, pictures).encode(),
+        "report.json": json.dumps(strict, indent=1, allow_nan=False).encode(),
+    }
+    for name, picture in pictures.items():
+        for kind in ("png", "svg", "pdf"):
+            files[f"{name}.{kind}"] = picture.draw_as(kind)
+        files[f"{name}.csv"] = as_csv(picture.rows)
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():  # each file is the old one or the new one, never half
         unfinished = out / f".{name}.{os.getpid()}"
@@ -72,22 +62,23 @@ def print_table(report: Report, console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("variant", overflow="fold")
     table.add_column("train", justify="right", no_wrap=True, style="dim")
-    contexts, best, measure = context_lengths(report), best_variants(report), measure_in(report)
+    contexts, bold, measure = context_lengths(report), bold_variants(report), measure_in(report)
     for c in contexts:
         table.add_column(short_length(c), justify="right", no_wrap=True)
     for name, variant in report["variants"].items():
         cells = [Text(name), Text(short_length(variant["train_len"]))]
         points = {p["context"]: p for p in variant["contexts"]}
         for c in contexts:
-            beyond = c > variant["train_len"]
-            text = short_number(points.get(c, {}).get(measure.key)) + ("*" if beyond else " ")
-            cells.append(Text(text, "bold green" if name in best[c] else "dim" if beyond else ""))
+            point = points.get(c, {})
+            beyond = not point.get("trained", True)
+            text = short_number(point.get(measure.key)) + ("*" if beyond else " ")
+            cells.append(Text(text, "bold green" if name in bold[c] else "dim" if beyond else ""))
         table.add_row(*cells)
     console.print(table)
     console.print(
         f"{measure.name.capitalize()} by context length in tokens; "
-        f"{'lower' if measure.best is min else 'higher'} is better, the best is bold.\n"
-        "* longer than the variant was trained on.",
+        f"{'lower' if measure.best is min else 'higher'} is better. {ties_in_words(report)}\n"
+        "* some targets were predicted from more tokens than the variant was trained on.",
         style="dim",
         highlight=False,
     )
@@ -113,65 +104,3 @@ def print_costs(costs: dict[str, Cost], console: Console) -> None:
         style="dim",
         highlight=False,
     )
-
-
-# What the numbers say
-
-
-def _check_comparable(results: Sequence[Evaluation]) -> None:
-    if not results:
-        raise ValueError("a report needs the evaluation of at least one variant")
-    names = [r["variant"] for r in results]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two results bear the same variant name: {names}")
-    first = results[0]
-    for other in results[1:]:
-        for part in ("protocol", "data"):
-            a, b = jsonable(first[part]), jsonable(other[part])
-            for key in sorted(a.keys() | b.keys()):
-                if a.get(key) != b.get(key):
-                    raise ValueError(
-                        f"{first['variant']!r} and {other['variant']!r} cannot be compared: "
-                        f"{part}.{key} is {a.get(key)!r} for the one and {b.get(key)!r} for the "
-                        "other. Evaluate both again with the same protocol and data."
-                    )
-
-
-def _summary(results: Sequence[Evaluation]) -> Report:
-    first, *others = results
-    reference = {p["context"]: p for p in first["contexts"]}
-    environments = {r["variant"]: r["environment"] for r in results}
-    costs = ("cost", "train_len", "train_tokens", "train_seconds", "eval_seconds")
-    kept = ("context", "ppl", "bits_per_byte", "ci95", "accuracy", "accuracy_ci95", "tokens")
-    return {
-        "protocol": first["protocol"],
-        "data": first["data"],
-        "variants": {
-            r["variant"]: {key: r[key] for key in costs}
-            | {"contexts": [{key: p[key] for key in kept} for p in r["contexts"]]}
-            for r in results
-        },
-        "differences": {
-            "against": first["variant"],
-            "variants": {
-                r["variant"]: [
-                    paired_difference(p, reference[p["context"]])
-                    for p in r["contexts"]
-                    if p["context"] in reference
-                ]
-                for r in others
-            },
-        },
-        "environment": _shared(environments),
-    }
-
-
-def _shared(environments: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """One value where all variants agree; otherwise each variant's own, by name."""
-    keys = dict.fromkeys(key for e in environments.values() for key in e)
-    merged = {}
-    for key in keys:
-        values = {name: e.get(key) for name, e in environments.items()}
-        distinct = {json.dumps(jsonable(v), sort_keys=True, default=str) for v in values.values()}
-        merged[key] = next(iter(values.values())) if len(distinct) == 1 else values
-    return merged

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
 
-from lcx.figures import LIGHT, Look, render
+from lcx.look import LIGHT, Look, render
 from lcx.positions import PositionScheme, RoPE, XPos
 from lcx.spec import describe
 

@@ -54,6 +54,9 @@ def test_compare_writes_the_report_in_its_format(compared):
     softmax, stretched, zero_shot = report["variants"].values()
     assert stretched["train_tokens"] > softmax["train_tokens"] == zero_shot["train_tokens"]
     assert (stretched["train_len"], zero_shot["train_len"]) == (192, 48)
+    trained = [[p["trained"] for p in v["contexts"]] for v in (softmax, stretched, zero_shot)]
+    assert trained == [[True, False, False], [True, True, False], [True, False, False]]
+    assert [p["reach"] for p in softmax["contexts"]] == [24, 72, 208]  # a context and 8 targets
     page = (compared / "report" / "report.html").read_text()
     assert "zero_shot" in page
     assert (compared / "report" / "perplexity_vs_context.png").stat().st_size > 10_000
@@ -73,6 +76,38 @@ def test_finished_variants_are_reused_and_say_so(compared, capsys):
     assert "softmax: trained already" in said
     assert "zero_shot: evaluated already" in said
     assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_more_seeds_reuse_the_first_and_change_nothing_else(compared, capsys):
+    only = ("--only", "softmax,zero_shot", "--seeds", "2")
+    assert lcx("compare", TINY, "--out", compared, *only) == 0
+    said = capsys.readouterr().out
+    for name in ("softmax", "zero_shot"):
+        assert f"{name}: trained already" in said
+        assert f"{name}: evaluated already" in said
+        assert f"{name}.1: trained already" not in said
+    saved = [json.loads((compared / run / "experiment.json").read_text()) for run in RUNS]
+    assert [one["train"].pop("seed") for one in saved] == [0, 1]
+    assert [one.pop("seeds") for one in saved] == [1, 2]
+    assert saved[0] == saved[1]
+    losses = [rows[-1]["loss"] for rows in map(metrics, (compared / run for run in RUNS))]
+    assert losses[0] != losses[1]
+    report = json.loads((compared / "report" / "report.json").read_text())
+    for variant in report["variants"].values():
+        assert variant["seeds"] == 2
+        first, second = (run["contexts"][0]["ppl"] for run in variant["runs"])
+        assert first != second
+    single = json.loads(next((compared / "softmax.1" / "eval").glob("*.json")).read_text())
+    assert (single["variant"], single["seed"]) == ("softmax", 1)
+    # the same weights under another scheme: seed by seed
+    assert all(x["training_chance"] for x in report["differences"]["variants"]["zero_shot"])
+
+
+RUNS = ("softmax", "softmax.1")
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_another_protocol_evaluates_again_without_training(compared, capsys):
@@ -164,6 +199,13 @@ def test_evaluating_what_is_not_trained_says_so(tmp_path, capsys):
         (["--set", "init_from='nobody'"], "no variant 'nobody'"),
         (["--set", "init_from='softmax'"], "circle"),
         (["--only", "softmax", "--set", "train.steps=0"], "there is no init_from"),
+        (["--seeds", "0"], "--seeds must be at least 1, not 0"),
+        (["--set", "seeds=0"], "seeds must be at least 1, not 0"),
+        (
+            ["--only", "zero_shot", "--set", "seeds=3"],
+            "seeds: is 3, and softmax, which it starts from, has 1; run i starts from run i, so "
+            "give both the same: --seeds 3",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

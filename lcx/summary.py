@@ -1,0 +1,317 @@
+"""From evaluations to what a report says: pooled over runs, compared, told apart or not.
+
+Everything here is numbers and plain values; report.json is what `summarise` gives.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+
+from lcx.intervals import told_apart
+from lcx.metrics import (
+    ACCURACY,
+    BITS,
+    MEASURES,
+    PERPLEXITY,
+    Evaluation,
+    Measure,
+    compare,
+    jsonable,
+    pooled_score,
+)
+
+Report = dict[str, Any]
+Curves = dict[str, list[list[dict[str, Any]]]]
+"""Rows of training metrics ("step", "tokens", "seconds", "loss"), by variant, by run."""
+
+LEVEL = 0.05
+"""The chance that any difference on a page is marked and is none."""
+SAME_TARGETS = ("SameTargets", "Sliding")
+"""Protocols whose targets are the same at every context length, so that these can be compared."""
+BY_TOKENIZER = ("tokenizer", "fingerprint")
+"""What a result says of its data that may differ where tokenizers do."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The evaluations of one variant, one a run."""
+
+    results: list[Evaluation]
+
+    @property
+    def name(self) -> str:
+        """What the experiment file calls it."""
+        return self.results[0]["variant"]
+
+    @property
+    def contexts(self) -> list[int]:
+        """The context lengths that it was scored at."""
+        return [point["context"] for point in self.results[0]["contexts"]]
+
+    def at(self, context: int) -> list[Any]:
+        """Each run's score at one context length."""
+        return [
+            point for r in self.results for point in r["contexts"] if point["context"] == context
+        ]
+
+    def same_weights(self, other: "Variant") -> bool:
+        """Whether run i of both has the very same parameters."""
+        return all(self.results[0][k] == other.results[0][k] for k in ("published", "trainings"))
+
+    def paired_with(self, other: "Variant") -> bool:
+        """Whether run i of both comes from one and the same training, or begins with it."""
+        a, b = (v.results[0]["trainings"][:1] for v in (self, other))
+        return (a == b != [] or self.same_weights(other)) and len(self.results) == len(
+            other.results
+        )
+
+    def training_chance_known(self, other: "Variant") -> bool:
+        """Whether a comparison can tell what another training of either would change.
+
+        It can where both have several runs; published weights are taken as they are; and two
+        variants of the very same weights are compared as these weights.
+        """
+        several = all(len(v.results) > 1 or not v.results[0]["trainings"] for v in (self, other))
+        return several or self.same_weights(other)
+
+
+def summarise(results: Sequence[Evaluation], curves: Curves) -> Report:
+    """What report.json says, before infinities are written as null.
+
+    The first variant is the one that the others are compared against. Raises ValueError when the
+    results cannot be compared: other protocols, other data, other target documents, or a run that
+    is there twice.
+    """
+    variants = _grouped(results)
+    _check_comparable(variants)
+    measure = measure_of(variants)
+    pairs = [
+        _compared(later, earlier, c, measure)
+        for earlier, later in combinations(variants, 2)
+        for c in earlier.contexts
+        if c in later.contexts
+    ]
+    gains = {v.name: _gains(v, measure) for v in variants}
+    family = [pair for pair in pairs if pair["training_chance"]]
+    family += [gain for points in gains.values() for gain in points]
+    p_values = [x["p_value"] for x in family]
+    for x, sure in zip(family, told_apart(p_values, LEVEL), strict=True):
+        x["marked"] = sure
+    first, *others = variants
+    by_name = {v.name: _of_variant(v, curves.get(v.name, []), gains[v.name]) for v in variants}
+    return {
+        "protocol": first.results[0]["protocol"],
+        "data": _shared({v.name: v.results[0]["data"] for v in variants}),
+        "measure": measure.name,
+        "variants": by_name,
+        "differences": {
+            "against": first.name,
+            "variants": {
+                v.name: [p for p in pairs if (p["variant"], p["against"]) == (v.name, first.name)]
+                for v in others
+            },
+        },
+        "document_weights": _document_weights(variants, measure),
+        "best": [_best(c, by_name, measure, pairs) for c in _contexts(variants)],
+        "family": {
+            "method": "Holm",
+            "level": LEVEL,
+            "comparisons": sum(not math.isnan(p) for p in p_values),
+        },
+        "environment": _shared({v.name: v.results[0]["environment"] for v in variants}),
+    }
+
+
+def measure_of(variants: Sequence[Variant]) -> Measure:
+    """Accuracy where the targets can be known for certain; bits per byte for several tokenizers."""
+    if variants[0].results[0]["protocol"]["type"] == "Recall":
+        return ACCURACY
+    tokenizers = {str(v.results[0]["data"].get("tokenizer")) for v in variants}
+    return PERPLEXITY if len(tokenizers) == 1 else BITS
+
+
+def measure_in(report: Report) -> Measure:
+    """What the report is about."""
+    return MEASURES[report["measure"]]
+
+
+def context_lengths(report: Report) -> list[int]:
+    """Every context length that some variant was scored at, ascending."""
+    return sorted({p["context"] for v in report["variants"].values() for p in v["contexts"]})
+
+
+def bold_variants(report: Report) -> dict[int, list[str]]:
+    """At each context the variants that are not told apart from the best, where others are."""
+    return {at["context"]: at["bold"] for at in report["best"]}
+
+
+def steady_speed(runs: Sequence[Sequence[dict[str, Any]]]) -> float | None:
+    """Tokens a second of the median step, which neither compiles nor waits; None without steps."""
+    steps = [
+        (after["tokens"] - before["tokens"], after["seconds"] - before["seconds"])
+        for rows in runs
+        for before, after in pairwise(rows)
+    ]
+    if not steps:
+        return None
+    tokens, seconds = np.median(np.array(steps, dtype=float), axis=0)
+    return float(tokens / seconds) if seconds > 0 else None
+
+
+# What is compared with what
+
+
+def _grouped(results: Sequence[Evaluation]) -> list[Variant]:
+    if not results:
+        raise ValueError("a report needs the evaluation of at least one variant")
+    found: dict[str, list[Evaluation]] = {}
+    for result in results:
+        runs = found.setdefault(result["variant"], [])
+        if any(run["seed"] == result["seed"] for run in runs):
+            raise ValueError(
+                f"two results are of the same variant and seed: {result['variant']!r}, "
+                f"{result['seed']}"
+            )
+        runs.append(result)
+    return [Variant(sorted(runs, key=lambda r: r["seed"])) for runs in found.values()]
+
+
+def _check_comparable(variants: Sequence[Variant]) -> None:
+    every = [result for variant in variants for result in variant.results]
+    first = every[0]
+    for other in every[1:]:
+        for part in ("protocol", "data"):
+            a, b = jsonable(first[part]), jsonable(other[part])
+            other_tokens = part == "data" and a.get("tokenizer") != b.get("tokenizer")
+            for key in sorted(a.keys() | b.keys()):
+                if other_tokens and key in BY_TOKENIZER:
+                    continue  # the targets themselves are looked at where they are compared
+                if a.get(key) != b.get(key):
+                    raise ValueError(
+                        f"{first['variant']!r} and {other['variant']!r} cannot be compared: "
+                        f"{part}.{key} is {a.get(key)!r} for the one and {b.get(key)!r} for the "
+                        "other. Evaluate both again with the same protocol and data."
+                    )
+
+
+def _compared(a: Variant, b: Variant, context: int, measure: Measure) -> dict[str, Any]:
+    """`a` against `b` at one context, not marked yet."""
+    return {
+        "variant": a.name,
+        "against": b.name,
+        **compare(a.at(context), b.at(context), measure, a.paired_with(b)),
+        "training_chance": a.training_chance_known(b),
+        "marked": False,
+    }
+
+
+def _gains(variant: Variant, measure: Measure) -> list[dict[str, Any]]:
+    """Each longer context against the shortest: nothing where their targets are not the same."""
+    if variant.results[0]["protocol"]["type"] not in SAME_TARGETS:
+        return []
+    shortest, *longer = variant.contexts
+    return [
+        {
+            "against": shortest,
+            **compare(variant.at(c), variant.at(shortest), measure, paired_runs=True),
+            "marked": False,
+        }
+        for c in longer
+    ]
+
+
+def _best(
+    context: int, by_name: dict[str, Any], measure: Measure, pairs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Which variant has the best value, and whom it is told apart from.
+
+    finite: the variants that have a value. known: whether the best was compared with all of them
+    with another training in mind. tied: those it is not told apart from, itself among them. bold:
+    the same, where others are told apart and that is known.
+    """
+    values = {
+        name: point[measure.key]
+        for name, variant in by_name.items()
+        for point in variant["contexts"]
+        if point["context"] == context and math.isfinite(point[measure.key])
+    }
+    found: dict[str, Any] = {
+        "context": context,
+        "best": None,
+        "finite": list(values),
+        "known": False,
+        "tied": [],
+        "bold": [],
+    }
+    if not values:
+        return found
+    best = measure.best(values.values())
+    name = next(n for n, x in values.items() if x == best)
+    rivals = {
+        ({p["variant"], p["against"]} - {name}).pop(): p
+        for p in pairs
+        if p["context"] == context and name in (p["variant"], p["against"])
+    }
+    tied = [n for n in values if n == name or not rivals[n]["marked"]]
+    known = all(rivals[n]["training_chance"] for n in values if n != name)
+    bold = tied if known and len(tied) < len(values) else []
+    return found | {"best": name, "known": known, "tied": tied, "bold": bold}
+
+
+# What is said of one
+
+
+def _of_variant(
+    variant: Variant, curves: Sequence[Sequence[dict[str, Any]]], gains: list[dict[str, Any]]
+) -> dict[str, Any]:
+    results, first = variant.results, variant.results[0]
+    kept = ("setup", "cost", "published", "trainings", "train_len", "train_flops")
+    measured = ("train_tokens", "train_seconds", "eval_seconds")
+    levels = ("context", *(k for m in MEASURES.values() for k in (m.key, m.interval)))
+    points = [pooled_score(variant.at(c)) for c in variant.contexts]
+    return {
+        **{key: first[key] for key in kept},
+        "seeds": len(results),
+        **{key: float(np.mean([r[key] for r in results])) for key in measured},
+        "tokens_per_second": steady_speed(curves),
+        "contexts": [{**p, "trained": p["reach"] <= first["train_len"]} for p in points],
+        "gains": gains,
+        "runs": [
+            {
+                "seed": r["seed"],
+                **{key: r[key] for key in measured},
+                "contexts": [{key: p[key] for key in levels} for p in r["contexts"]],
+            }
+            for r in results
+        ],
+    }
+
+
+def _document_weights(variants: Sequence[Variant], measure: Measure) -> list[int]:
+    """The least and the most that a document weighs at any point."""
+    weights = [
+        document[measure.per]
+        for variant in variants
+        for point in variant.results[0]["contexts"]
+        for document in point["documents"]
+    ]
+    return [min(weights), max(weights)]
+
+
+def _contexts(variants: Sequence[Variant]) -> list[int]:
+    return sorted({c for v in variants for c in v.contexts})
+
+
+def _shared(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One value where all variants agree; otherwise each variant's own, by name."""
+    merged = {}
+    for key in dict.fromkeys(key for one in values.values() for key in one):
+        own = {name: one.get(key) for name, one in values.items()}
+        distinct = {json.dumps(jsonable(v), sort_keys=True, default=str) for v in own.values()}
+        merged[key] = next(iter(own.values())) if len(distinct) == 1 else own
+    return merged
