@@ -21,6 +21,7 @@ from lcx.sentences import (
     gains_in_words,
     shape_in_words,
     ties_in_words,
+    trained_in_words,
     weights_in_words,
 )
 from lcx.summary import Report, measure_in
@@ -87,6 +88,7 @@ def render_page(title: str, question: str, report: Report, pictures: dict[str, P
         finding=html.escape(finding(report)),
         shape=html.escape(shape_in_words(report)),
         bands=html.escape(bands_in_words(report)),
+        trained=html.escape(trained_in_words(report)),
         ties=html.escape(ties_in_words(report)),
         measure_table=measure_table(report),
         gains=gains,

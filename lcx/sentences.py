@@ -48,17 +48,26 @@ def shape_in_words(report: Report) -> str:
 def bands_in_words(report: Report) -> str:
     """What the intervals are over, and what they leave out."""
     several = [v["seeds"] > 1 for v in report["variants"].values() if v["trainings"]]
-    if several and all(several):
-        return "Bands are 95% intervals over documents and seeds together."
     over = "Bands are 95% intervals over documents"
-    if any(several):
-        over += ", and over seeds where a variant has several"
     if not several:
         return f"{over}; published weights are taken as they are."
-    return (
-        f"{over}. What another training would change is not included where a variant was trained "
-        "once."
+    if all(several):
+        return f"{over} and seeds together."
+    left_out = "what another training would change is not included"
+    if any(several):
+        return f"{over}, and over seeds where a variant has several; elsewhere {left_out}."
+    return f"{over}: {left_out}, since each variant was trained once."
+
+
+def trained_in_words(report: Report) -> str:
+    """Which points count as longer than trained."""
+    said = (
+        "Full markers: no target was predicted from more tokens than the variant was trained on; "
+        "hollow ones: some were."
     )
+    spread = any(v["setup"]["positions"] for v in report["variants"].values())
+    rows = " Where training spread positions out, the length of its rows counts all the same."
+    return said + rows * spread
 
 
 def ties_in_words(report: Report) -> str:
@@ -94,18 +103,20 @@ def comparisons_in_words(report: Report) -> str:
     """What the picture and the table of differences show, and which of them are marked."""
     compared = [x for points in report["differences"]["variants"].values() for x in points]
     known = [x["training_chance"] for x in compared]
+    above = any(v["gains"] for v in report["variants"].values())
+    marks = "Marks as above." if above else _marks(report)
     said = (
         f"{_compared(report)} that of {report['differences']['against']}. Documents are paired, so "
         "this can tell apart two curves whose own bands overlap; seeds are paired where one "
         "variant starts from the other, or both from the same third. "
     )
     if all(known):
-        return said + _marks(report)
+        return said + marks
     once = (
         "Variants that were trained apart, once each, have intervals over documents alone: what "
         "another training would change is not included, and no difference between them is marked. "
     )
-    return said + once + (_marks(report) if any(known) else "")
+    return said + once + (marks if any(known) else "")
 
 
 def weights_in_words(report: Report) -> str:

@@ -42,7 +42,7 @@ def difference_table(report: Report) -> str:
 def variant_table(report: Report) -> str:
     """What each variant is."""
     head = ["variant", "mixers", "layers", "width", "heads", "parameters", "rows x tokens",
-            "steps", "training tokens", "learning rate", "optimizer", "seeds"]  # fmt: skip
+            "steps", "training tokens", "learning rate", "seeds", "optimizer"]  # fmt: skip
     rows = []
     for i, (name, v) in enumerate(report["variants"].items()):
         setup = v["setup"]
@@ -66,8 +66,8 @@ def variant_table(report: Report) -> str:
                 _row_name(i, name, begun),
                 f'<td class="text">{mixers}</td>',
                 *(f"<td>{c}</td>" for c in cells),
-                f'<td class="text">{optimizer}</td>',
                 f"<td>{v['seeds']}</td>",
+                f'<td class="text">{optimizer}</td>',
             ]
         )
     return _table(head, rows)

@@ -374,7 +374,7 @@ def test_three_runs_of_one_model_are_not_told_apart():
     assert not any(bold_variants(report).values())
     assert not any(x["training_chance"] for x in report["differences"]["variants"]["b"])
     assert "another training would order the variants so is not known" in finding(report)
-    assert "variant was trained once" in bands_in_words(report)
+    assert "since each variant was trained once" in bands_in_words(report)
     assert "no difference between them is marked" in comparisons_in_words(report)
 
 
