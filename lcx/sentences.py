@@ -146,11 +146,11 @@ def weights_in_words(report: Report) -> str:
 def _marks(report: Report) -> str:
     family = report["family"]
     return (
-        "▼ and ▲ mark what is lower or higher than equal: with a chance of at most "
-        f"{family['level']:.0%} that any mark of this page is wrong, by Holm's method over its "
-        f"{plural(family['comparisons'], 'comparison')} (all pairs of variants that can be "
-        "compared, at each context, and each variant's contexts against its shortest). The "
-        "intervals are 95% each, and not widened for their number."
+        "▼ and ▲ mark what is lower or higher than equal. Holm's method holds the chance that any "
+        f"mark of this page is wrong at {family['level']:.0%}, over "
+        f"{plural(family['comparisons'], 'comparison')}: all pairs of variants that can be compared, "
+        "at each context, and each variant's contexts against its shortest. The intervals are 95% "
+        "each, and not widened for their number."
     )
 
 

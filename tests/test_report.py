@@ -300,7 +300,7 @@ def test_the_page_escapes_and_tells(written):
         "Scored at each context: 384 tokens in 6 spans of 6 documents; 3 seeds a variant.",
         "intervals over documents and seeds together",
         "all documents weigh the same, 64 tokens each",
-        "by Holm's method over its 27 comparisons",
+        "Holm's method holds the chance that any mark of this page is wrong at 5%, over 27",
         "Every variant predicts the same last 64 tokens of each document",
         "SoftmaxAttention(heads=4)",
         "AdamW(peak=0.003)",
