@@ -148,9 +148,9 @@ def _marks(report: Report) -> str:
     return (
         "▼ and ▲ mark what is lower or higher than equal. Holm's method holds the chance that any "
         f"mark of this page is wrong at {family['level']:.0%}, over "
-        f"{plural(family['comparisons'], 'comparison')}: all pairs of variants that can be compared, "
-        "at each context, and each variant's contexts against its shortest. The intervals are 95% "
-        "each, and not widened for their number."
+        f"{plural(family['comparisons'], 'comparison')}: all pairs of variants that can be "
+        "compared, at each context, and each variant's contexts against its shortest. The "
+        "intervals are 95% each, and not widened for their number."
     )
 
 

@@ -174,7 +174,8 @@ def _row_name(i: int, name: str, more: str = "") -> str:
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Cells are ready-made: `<th>...` or `<td>...`."""
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    top = "".join(f'<th scope="col">{h}</th>' for h in head)
+    kinds = {"mixers": "text", "optimizer": "text"}
+    top = "".join(f'<th scope="col" class="{kinds.get(h, "")}">{h}</th>' for h in head)
     return (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{top}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
