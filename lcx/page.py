@@ -36,9 +36,11 @@ from lcx.tables import (
 )
 
 WORDS = {
-    "SameTargets": "Every variant predicts the same last {targets} tokens of each document, after "
-    "exactly as many of the tokens before them as the context length says. Only the context "
-    "varies, so points compare token by token, along one curve and from curve to curve.",
+    "SameTargets": "Every variant predicts the same spans of {span} bytes, at random places of "
+    "documents chosen at random, from at most as many tokens as the context length says, and at "
+    "least three quarters of them. Only the context varies, so points compare along one curve and "
+    "from curve to curve. Spans that stand in the training text too, or in another span, are left "
+    "out.",
     "Sliding": "Windows as long as the context advance by {stride} tokens through each document. "
     "Each scores its last {stride} tokens, and the first all it holds: every token is scored once, "
     "and after the first window sees at most {stride} tokens less than the whole context.",

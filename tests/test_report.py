@@ -68,7 +68,7 @@ def evaluation(
     return {
         "variant": variant,
         "seed": seed,
-        "protocol": {"type": "SameTargets", "contexts": list(ppl), "targets": 64},
+        "protocol": {"type": "SameTargets", "contexts": list(ppl), "span": 256},
         "data": {"source": "PythonCorpus()", "tokenizer": "Bytes()", "fingerprint": "ab12"},
         "setup": {
             "mixers": ["SoftmaxAttention(heads=4)"],
@@ -301,7 +301,7 @@ def test_the_page_escapes_and_tells(written):
         "intervals over documents and seeds together",
         "all documents weigh the same, 64 tokens each",
         "Holm's method holds the chance that any mark of this page is wrong at 5%, over 27",
-        "Every variant predicts the same last 64 tokens of each document",
+        "Every variant predicts the same spans of 256 bytes",
         "SoftmaxAttention(heads=4)",
         "AdamW(peak=0.003)",
         "4 x 512",
@@ -473,7 +473,7 @@ def _change(part, key, value):
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ([_change("protocol", "targets", 32)], r"protocol\.targets is 64 .* 32 for the other"),
+        ([_change("protocol", "span", 32)], r"protocol\.span is 256 .* 32 for the other"),
         ([_change("data", "fingerprint", "cd34")], r"'softmax' and '<rwkv>' .*data\.fingerprint"),
         ([_change("data", "split", "train")], r"data\.split is None"),
         ([ONCE[0]], "same variant and seed"),
