@@ -131,11 +131,11 @@ class AdamW(Scheduled):
 class Lion(Scheduled):
     """Lion: the sign of a momentum (Chen et al. 2023, arXiv:2302.06675).
 
-    Every update has size 1, so the peak is 3 to 10 times below AdamW's, the decay as much above.
+    Every update has size 1, so the peak is some times below AdamW's, and the decay as much above.
     """
 
-    peak: float = 3e-4
-    weight_decay: float = 1.0
+    peak: float = 1e-3
+    weight_decay: float = 0.3
     b1: float = 0.9
     b2: float = 0.99
 
