@@ -230,7 +230,9 @@ def experiment(texts):
 def trained(experiment, folder) -> Run:
     run = Run(folder)
     run.claim(experiment)
-    train(experiment, run, experiment.data.load(), None, Console(quiet=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lcx.train.VALIDATED", 1000)
+        train(experiment, run, experiment.data.load(), None, Console(quiet=True))
     return run
 
 
