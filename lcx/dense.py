@@ -44,6 +44,18 @@ def step_bias(rngs: nnx.Rngs, heads: int) -> Float[Array, " H"]:
     return step + jnp.log(-jnp.expm1(-step))  # the inverse of softplus
 
 
+class Linear(nnx.Linear):
+    """x W as one product of matrices, whatever axes x has before its last.
+
+    Over [B, T, D] as it is, a weight's gradient contracts over two axes, and XLA's CPU backend then
+    copies the output's gradient, transposed, before it multiplies (decision 14).
+    """
+
+    def __call__(self, inputs: Float[Array, "*n D"], out_sharding=None) -> Float[Array, "*n F"]:
+        out = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
+        return out.reshape(*inputs.shape[:-1], out.shape[-1])
+
+
 def linear(
     dims: Dims,
     inputs: int,
@@ -52,9 +64,9 @@ def linear(
     rngs: nnx.Rngs,
     init: Initializer | None = None,
     kind: Kind = "matrix",
-) -> nnx.Linear:
+) -> Linear:
     """x W, no bias; W [inputs, outputs] drawn from N(0, 1/inputs) unless `init` says otherwise."""
-    return nnx.Linear(
+    return Linear(
         inputs,
         outputs,
         use_bias=False,
@@ -66,7 +78,7 @@ def linear(
     )
 
 
-def residual(dims: Dims, inputs: int, axes: Axes, rngs: nnx.Rngs) -> nnx.Linear:
+def residual(dims: Dims, inputs: int, axes: Axes, rngs: nnx.Rngs) -> Linear:
     """The projection back into the residual stream, N(0, 1 / (2 L inputs)).
 
     Smaller by sqrt(2L), so that the sum over L layers of two halves each keeps its variance

@@ -270,7 +270,9 @@ class LM:
     def logits(self, params: Params, x: Float[Array, "... D"]) -> Float[Array, "... vocab"]:
         """The head, in fp32."""
         head = params.embed.embedding[...].T if self.tied else params.head.kernel[...]
-        return jnp.matmul(x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+        rows = x.reshape(-1, x.shape[-1])  # one product of matrices, as in `lcx.dense`
+        out = jnp.matmul(rows, head.astype(x.dtype), preferred_element_type=jnp.float32)
+        return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 def count_parameters(model: LM) -> int:
