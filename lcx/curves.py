@@ -11,7 +11,7 @@ import numpy as np
 
 from lcx.look import Look, canvas, length_axis, level_axis, log_axis, name_curves, style_of
 from lcx.metrics import Measure
-from lcx.series import Points, differences, gains, levels
+from lcx.series import Points, differences, flat, gains, levels
 from lcx.summary import Report, context_lengths, measure_in
 from lcx.wording import ratio, short_length, short_number, signed
 
@@ -30,7 +30,8 @@ def draw_measure(report: Report, look: Look, narrow: bool) -> "Figure":
         top = 1.03
         ax.set_ylim(-0.03, top)
     else:
-        top = level_axis(ax, _finite(points))
+        bands = ((row["value"], row["low"], row["high"]) for row in flat(points))
+        top = level_axis(ax, _finite(points), bands)
     ax.set_ylabel(measure.name)
     _draw_curves(fig, ax, report, points, top, short_number, look, narrow)
     return fig

@@ -140,8 +140,12 @@ def log_ticks(low: float, high: float, gap: float) -> list[float]:
     return sorted(_spaced((m * 10.0**d for m in round_first for d in decades), low, high, gap))
 
 
-def level_axis(ax: "Axes", curves: list[np.ndarray]) -> float:
+def level_axis(
+    ax: "Axes", curves: list[np.ndarray], bands: Iterable[tuple[float, float, float]] = ()
+) -> float:
     """A log y axis that fits the curves' values; its upper limit.
+
+    bands: value, low and high of points; what is in sight shows its band, up to twice the range.
 
     A curve that blows up may not squash the rest: the axis ends at 32 times the lowest value, or
     where every curve shows at least its lowest point.
@@ -149,6 +153,12 @@ def level_axis(ax: "Axes", curves: list[np.ndarray]) -> float:
     finite = curves or [np.array([1.0, 10.0])]
     low, high = min(v.min() for v in finite), max(v.max() for v in finite)
     high = min(high, max(32 * low, min(1.2 * max(v.min() for v in finite), 1000 * low)))
+    room = max(high / low, 1.3)
+    seen = [(a, b) for y, a, b in bands if math.isfinite(a + b) and y <= high]
+    low, high = (
+        max(low / room, min([low, *(a for a, _ in seen)])),
+        min(high * room, max([high, *(b for _, b in seen)])),
+    )
     pad = max((high / low) ** 0.06, 1.03)
     log_axis("y", ax, low / pad, high * pad, lambda y: f"{y:,g}")
     return high * pad
