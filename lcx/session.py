@@ -110,7 +110,8 @@ class Session:
             experiment, params, corpus, run.name, self.console, self.preemption
         )
         stages = trainings(name, self.experiments)
-        last = {n: self.runs(n)[seed].read_metrics()[-1] for n in stages}
+        rows = {n: self.runs(n)[seed].read_metrics() for n in stages}
+        last = {n: of_one[-1] for n, of_one in rows.items() if of_one}  # the first process has all
         model = published(name, self.experiments)
         result = Evaluation(
             variant=name,
