@@ -10,6 +10,8 @@ SAME_TARGETS = ("SameTargets", "Sliding")
 """Protocols whose targets are the same at every context length, so that these can be compared."""
 BY_TOKENIZER = ("tokenizer", "fingerprint")
 """What a result says of its data that may differ where tokenizers do."""
+BY_ROOM = ("documents", "spans", "targets", "left_out")
+"""What differs where a tokenizer finds no room before a span that another has room for."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,13 @@ def check_comparable(variants: Sequence[Variant]) -> None:
             other_tokens = part == "data" and a.get("tokenizer") != b.get("tokenizer")
             for key in sorted(a.keys() | b.keys()):
                 if other_tokens and key in BY_TOKENIZER:
-                    continue  # the targets themselves are looked at where they are compared
+                    continue
+                if a.get(key) != b.get(key) and other_tokens and key in BY_ROOM:
+                    raise ValueError(
+                        f"{first['variant']!r} and {other['variant']!r} cannot be compared: their "
+                        "tokenizers leave room for the longest context before other spans. Give "
+                        "both the same SameTargets(before=...), in bytes, and evaluate again"
+                    )
                 if a.get(key) != b.get(key):
                     raise ValueError(
                         f"{first['variant']!r} and {other['variant']!r} cannot be compared: "

@@ -5,9 +5,11 @@ of two functions serves all windows of more than `PIECE` tokens, and one more of
 power of two below, which are read in one piece.
 """
 
+import hashlib
+import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import groupby
 from typing import NamedTuple
@@ -201,6 +203,12 @@ def _scores_in_pieces(
     return jax.tree.map(jnp.transpose, by_column)
 
 
+def hash_of(targets: Iterable[tuple[str, tuple]]) -> str:
+    """Equal for the same spans of the same documents, whatever the tokenizer."""
+    said = json.dumps(list(targets)).encode()
+    return hashlib.blake2b(said, digest_size=8).hexdigest()
+
+
 def describe_data(experiment: Experiment, corpus: Texts) -> dict:
     """What a result says of the data that it was measured on."""
     targets = corpus.targets(experiment.evaluation)
@@ -210,5 +218,6 @@ def describe_data(experiment: Experiment, corpus: Texts) -> dict:
         "split": experiment.evaluation.split,
         "documents": len(targets.texts),
         "spans": sum(max(len(text.spans), 1) for text in targets.texts),
+        "targets": hash_of((text.name, text.spans) for text in targets.texts),
         "left_out": targets.left_out,
     }

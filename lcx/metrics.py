@@ -192,6 +192,8 @@ def compare(
         check_same_targets(a[0], other, measure.per)
     of_a, of_b = (_scores([run["documents"] for run in runs], measure) for runs in (a, b))
     weights = _weights(a[0]["documents"], measure)
+    # tokens that cover the same span may stick out by other numbers of bytes: rates are compared
+    of_b = of_b * (weights / _weights(b[0]["documents"], measure))
     with np.errstate(invalid="ignore"):  # infinite in both: no number says how they differ
         estimate = difference(of_a, of_b, weights, paired_runs)
     low, high = estimate.interval()
@@ -206,10 +208,11 @@ def compare(
 def check_same_targets(a: ContextScore, b: ContextScore, per: Literal["tokens", "bytes"]) -> None:
     """Raise ValueError unless both scored the same documents, in order, and as much of each.
 
-    Counted in tokens, or in bytes where tokenizers may differ.
+    Counted in tokens, or in spans where tokenizers may differ.
     """
     at = " and ".join(dict.fromkeys(str(score["context"]) for score in (a, b)))
-    pairs = [[(d["name"], d[per]) for d in score["documents"]] for score in (a, b)]
+    counted = "tokens" if per == "tokens" else "spans"
+    pairs = [[(d["name"], d[counted]) for d in score["documents"]] for score in (a, b)]
     if len(pairs[0]) != len(pairs[1]):
         raise ValueError(
             f"cannot pair {len(pairs[0])} documents with {len(pairs[1])} "
@@ -219,7 +222,7 @@ def check_same_targets(a: ContextScore, b: ContextScore, per: Literal["tokens", 
         if (name_a, n_a) != (name_b, n_b):
             raise ValueError(
                 f"cannot pair document {i} at context {at}: "
-                f"{name_a!r} with {n_a} target {per} against {name_b!r} with {n_b}"
+                f"{name_a!r} with {n_a} scored {counted} against {name_b!r} with {n_b}"
             )
 
 

@@ -446,8 +446,14 @@ def test_tokenizers_are_compared_in_bits_per_byte():
     assert report["data"]["tokenizer"] == {"softmax": "Bytes()", "bpe": "BPE(512)"}
     assert [x["value"] for x in report["differences"]["variants"]["bpe"]] == [0] * len(FAR)
     assert "Bits per byte are the negative log-likelihood" in weights_in_words(report)
-    bpe["contexts"][0]["documents"][0]["bytes"] += 1
-    with pytest.raises(ValueError, match=r"document 0 .* with 81 target bytes"):
+    for point in bpe["contexts"]:  # tokens that stick out: as much a byte
+        for document in point["documents"]:
+            document["nll"], document["bytes"] = 1.1 * document["nll"], 1.1 * document["bytes"]
+    report = summarise([ONCE[0], bpe], {})
+    values = [x["value"] for x in report["differences"]["variants"]["bpe"]]
+    assert values == pytest.approx([0] * len(FAR), abs=1e-12)
+    bpe["data"] |= {"targets": "other spans"}
+    with pytest.raises(ValueError, match=r"leave room for .* same SameTargets\(before=...\)"):
         summarise([ONCE[0], bpe], {})
 
 
