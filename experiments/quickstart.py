@@ -28,9 +28,9 @@ from lcx.sparsity import Window
 
 DATA = Data(tokenizer=BPE(1024))
 OPTIMIZER = Muon(peak=1e-2, schedule="wsd", final=0.0)
-TRAIN = Train(length=256, batch=4, steps=1200, optimizer=OPTIMIZER, evaluate_every=400)
+TRAIN = Train(length=256, batch=4, steps=1150, optimizer=OPTIMIZER, evaluate_every=575)
 FINE_TUNE = Train(length=1024, batch=1, steps=100, optimizer=replace(OPTIMIZER, peak=3e-3))
-EVALUATION = SameTargets((32, 64, 128, 256, 512, 1024, 2048), documents=20)
+EVALUATION = SameTargets((32, 64, 128, 256, 512, 1024, 2048), documents=16)
 YARN = RoPE(scaling=YaRN(4, original=256))
 
 

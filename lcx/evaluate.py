@@ -1,8 +1,8 @@
 """Perplexity against context length, by streaming each window through the model in pieces.
 
 Memory grows with the model's state, never with the square of the window. One compilation of each
-of two functions serves all windows of more than `PIECE` tokens, and one more of each those of every
-power of two below, which are read in one piece.
+of two functions serves all long windows; shorter ones are read in one piece of a quarter or a
+sixteenth of `PIECE`, each of which takes a compilation more.
 """
 
 import hashlib
@@ -36,8 +36,6 @@ from lcx.types import Params, State, tree_bytes
 
 PIECE = 512
 """Tokens streamed at a time, of a window that has as many."""
-SHORTEST = 16
-"""Shorter windows are padded to this many tokens."""
 ROWS = 8
 """At most this many windows of PIECE tokens side by side; as many more as they are shorter."""
 STATE_BYTES = 2**28
@@ -130,8 +128,8 @@ class Streamer:
 
     def piece(self, tokens: int) -> int:
         """In pieces of how many tokens so many are read: a multiple of the shards."""
-        power = 2 ** max(tokens - 1, 0).bit_length()
-        size = min(max(power, SHORTEST), PIECE)
+        sizes = (PIECE // 16, PIECE // 4, PIECE)
+        size = next((size for size in sizes if size >= tokens), PIECE)
         return -(-size // self._cut.seq) * self._cut.seq
 
     def rows(self, piece: int, capacity: int) -> int:

@@ -154,7 +154,7 @@ def test_short_windows_are_read_side_by_side_in_one_piece_each():
     model = LM(width=16, pattern=(Block(SoftmaxAttention(heads=2)),), repeats=2)
     streamer = evaluation.Streamer(model, jax.jit(model.init)(jax.random.key(0)), Mesh())
     sizes = [(streamer.piece(n), streamer.rows(streamer.piece(n), n)) for n in (1, 17, 64, 9000)]
-    assert sizes == [(16, 256), (32, 128), (64, 64), (512, 8)]
+    assert sizes == [(32, 128), (32, 128), (128, 32), (512, 8)]
 
 
 def test_large_states_are_streamed_in_fewer_rows(monkeypatch):
