@@ -93,6 +93,7 @@ def _near_copies(documents: Documents, threshold: float) -> list[str]:
 
     empty = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
     order: dict[str, int] = {}
+    sketches: dict[int, MinHash] = {}
     for number, (document, group) in enumerate(zip(documents, documents.groups, strict=True)):
         order.setdefault(group, number)
         found = hashes(document.text, SHINGLE)
@@ -101,9 +102,11 @@ def _near_copies(documents: Documents, threshold: float) -> list[str]:
             continue
         sketch = empty.copy()
         sketch.update_batch((kept >> np.uint64(32)).tolist())
-        similar: list[Any] = index.query(sketch)
+        near: list[Any] = index.query(sketch)  # some of them only nearly
+        similar = [other for other in near if sketches[other].jaccard(sketch) >= threshold]
         roots = {root(documents.groups[other]) for other in similar} | {root(group)}
         first = min(roots, key=order.__getitem__)
         parent |= dict.fromkeys(roots, first)
         index.insert(number, sketch)
+        sketches[number] = sketch
     return [root(group) for group in documents.groups]
