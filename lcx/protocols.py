@@ -105,7 +105,7 @@ class SameTargets:
     """Bytes of a span."""
     spans: int = 2
     """At most so many in a document."""
-    documents: int | None = 16
+    documents: int | None = 20
     split: Literal["validation", "test"] = "test"
     seed: int = 0
     unit: Literal["tokens", "bytes"] = "tokens"

@@ -173,7 +173,7 @@ def test_learned_positions_train_on_documents_longer_than_their_table(experiment
     params = restore_params(fits, trained(fits, tmp_path / "learned"))
     scores, _ = evaluate(fits, params, corpus, "learned", Console(quiet=True))
     assert all(np.isfinite(score["ppl"]) for score in scores)
-    with pytest.raises(ValueError, match="for texts of 48 tokens, and there are some of 208"):
+    with pytest.raises(ValueError, match="for texts of 48 tokens, and there are some of 200"):
         validate("learned", replace(fits, evaluation=experiment.evaluation), {}, corpus)
 
 

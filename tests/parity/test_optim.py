@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from flax import nnx
 
 from lcx.optim import AdamW, Muon
+from tests.parity.against_torch import NEEDED
+
+torch = pytest.importorskip("torch", reason=NEEDED)
 
 SETTINGS = {"peak": 0.1, "weight_decay": 0.3, "warmup": 0, "schedule": "constant", "clip": 1e9}
 
