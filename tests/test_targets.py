@@ -137,6 +137,6 @@ def test_short_documents_have_no_room(tmp_path, many):
 def test_the_embedded_corpus_gives_8000_tokens_by_default():
     targets = Data().load().targets(SameTargets())
     assert sum(b - a for t in targets.texts for a, b in t.spans) >= 8000
-    assert len({t.name for t in targets.texts}) == 20
+    assert len({t.name for t in targets.texts}) > 12
     starts = np.array([a / (t.starts[-1] + 1) for t in targets.texts for a, _ in t.spans])
     assert starts.max() > 0.5
