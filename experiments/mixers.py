@@ -1,11 +1,12 @@
 """Every token mixer at the same number of parameters: who reads on beyond the training length?
 
-Trained on 256 bytes at a time of Python's standard library, asked for the same 64 bytes of unseen
-files after 64 to 4,096 bytes of context. The channel mix is as wide as makes the parameters equal.
+Trained on 256 bytes at a time of Python's standard library, asked for the same spans of unseen
+files from 64 to 4,096 bytes of context. The channel mix is as wide as makes the parameters equal.
 
     lcx compare experiments/mixers.py
 
-Cost: about 25 minutes on 2 cores, 0.3 million tokens a model. The numbers are in `LOG.md`.
+Cost: about 25 minutes on 2 cores, 0.3 million tokens a model. The numbers are in `LOG.md`; they,
+and what is said below, were measured on other targets than today's.
 
 Expected, and measured: what sees the whole past by positions is level up to 256 bytes and worsens
 at every doubling after; strided, fixed and chosen blocks, which see less of it, worsen less.
