@@ -39,22 +39,24 @@ def draw_measure(report: Report, look: Look, narrow: bool) -> "Figure":
 
 def draw_gains(report: Report, look: Look, narrow: bool) -> "Figure":
     """What each variant gains by reading on: against itself at the shortest context."""
-    fig, ax = canvas(narrow)
-    measure, points = measure_in(report), gains(report)
-    length_axis(ax, context_lengths(report), narrow)
     shortest = short_length(context_lengths(report)[0])
-    top = _comparison_axis(ax, points, measure, look, f"that of context {shortest}")
-    write = ratio if measure.compared == "ratio" else signed
-    _draw_curves(fig, ax, report, points, top, write, look, narrow)
-    return fig
+    return _draw_comparison(report, gains(report), f"that of context {shortest}", look, narrow)
 
 
 def draw_differences(report: Report, look: Look, narrow: bool) -> "Figure":
     """Each variant against the first, over the same targets."""
+    what = f"that of {report['differences']['against']}"
+    return _draw_comparison(report, differences(report), what, look, narrow)
+
+
+def _draw_comparison(
+    report: Report, points: Points, what: str, look: Look, narrow: bool
+) -> "Figure":
+    """Curves relative to `what`, around the line of equal values."""
     fig, ax = canvas(narrow)
-    measure, points = measure_in(report), differences(report)
+    measure = measure_in(report)
     length_axis(ax, context_lengths(report), narrow)
-    top = _comparison_axis(ax, points, measure, look, f"that of {report['differences']['against']}")
+    top = _comparison_axis(ax, points, measure, look, what)
     write = ratio if measure.compared == "ratio" else signed
     _draw_curves(fig, ax, report, points, top, write, look, narrow)
     return fig

@@ -5,11 +5,9 @@ of two functions serves all long windows; shorter ones are read in one piece of 
 sixteenth of `PIECE`, each of which takes a compilation more.
 """
 
-import hashlib
-import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby
 from typing import NamedTuple
@@ -22,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rich.console import Console
 
 from lcx.data import Texts
+from lcx.data.cache import Digest
 from lcx.experiment import Experiment
 from lcx.loss import LOGITS, TokenScores, token_scores
 from lcx.mesh import BATCH, Mesh, make_mesh, place
@@ -68,9 +67,7 @@ def evaluate(
     jobs = [Job(i, w) for i, text in enumerate(texts) for w in protocol.windows(text, bos)]
     sums: dict[int, dict[int, DocumentScore]] = defaultdict(
         lambda: {
-            i: DocumentScore(
-                name=text.name, spans=max(len(text.spans), 1), nll=0.0, tokens=0, bytes=0, hits=0
-            )
+            i: DocumentScore(name=text.name, spans=text.parts, nll=0.0, tokens=0, bytes=0, hits=0)
             for i, text in enumerate(texts)
         }
     )
@@ -201,21 +198,17 @@ def _scores_in_pieces(
     return jax.tree.map(jnp.transpose, by_column)
 
 
-def hash_of(targets: Iterable[tuple[str, tuple]]) -> str:
-    """Equal for the same spans of the same documents, whatever the tokenizer."""
-    said = json.dumps(list(targets)).encode()
-    return hashlib.blake2b(said, digest_size=8).hexdigest()
-
-
 def describe_data(experiment: Experiment, corpus: Texts) -> dict:
     """What a result says of the data that it was measured on."""
-    targets = corpus.targets(experiment.evaluation)
+    texts, left_out = corpus.targets(experiment.evaluation)
+    # the same spans of the same documents, whatever the tokenizer
+    targets = Digest(*(part for text in texts for part in (text.name, str(text.spans))))
     return {
         **corpus.describe(),
         "fingerprint": corpus.fingerprint,
         "split": experiment.evaluation.split,
-        "documents": len(targets.texts),
-        "spans": sum(max(len(text.spans), 1) for text in targets.texts),
-        "targets": hash_of((text.name, text.spans) for text in targets.texts),
-        "left_out": targets.left_out,
+        "documents": len(texts),
+        "spans": sum(text.parts for text in texts),
+        "targets": str(targets),
+        "left_out": left_out,
     }

@@ -114,16 +114,24 @@ def length_axis(ax: "Axes", lengths: list[int], narrow: bool) -> None:
 
 
 def log_axis(
-    axis: Literal["x", "y"], ax: "Axes", low: float, high: float, write: Callable[[float], str]
+    axis: Literal["x", "y"],
+    ax: "Axes",
+    low: float,
+    high: float,
+    write: Callable[[float], str],
+    ticks: Callable[[float, float, float], list[float]] | None = None,
 ) -> None:
-    """A log axis from low to high, with round numbers at even distances, however short it is."""
+    """A log axis from low to high, with round numbers at even distances, however short it is.
+
+    ticks: as `log_ticks`, for other numbers.
+    """
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     getattr(ax, f"set_{axis}scale")("log")
     getattr(ax, f"set_{axis}lim")(low, high)
     one = ax.xaxis if axis == "x" else ax.yaxis
     gap = 0.13 if axis == "x" else 0.075
-    one.set_major_locator(FixedLocator(log_ticks(low, high, gap)))
+    one.set_major_locator(FixedLocator((ticks or log_ticks)(low, high, gap)))
     one.set_minor_locator(NullLocator())
     one.set_major_formatter(FuncFormatter(lambda x, _: write(x)))
 
@@ -166,16 +174,13 @@ def level_axis(
 
 def bytes_axis(axis: Literal["x", "y"], ax: "Axes", values: Sequence[float]) -> None:
     """A log axis of bytes, with ticks at powers of 2 around the values."""
-    from matplotlib.ticker import FixedLocator
 
-    low, high = min(values) / 1.4, max(values) * 1.4
-    log_axis(axis, ax, low, high, short_bytes)
-    powers = range(math.floor(math.log2(low)), math.ceil(math.log2(high)) + 1)
-    order = sorted(powers, key=lambda p: (p % 10 != 0, p % 5 != 0, p % 2 != 0))
-    gap = 0.13 if axis == "x" else 0.075
-    ticks = sorted(_spaced((2.0**p for p in order), low, high, gap))
-    one = ax.xaxis if axis == "x" else ax.yaxis
-    one.set_major_locator(FixedLocator(ticks or sorted(set(values))))
+    def powers_of_2(low: float, high: float, gap: float) -> list[float]:
+        powers = range(math.floor(math.log2(low)), math.ceil(math.log2(high)) + 1)
+        order = sorted(powers, key=lambda p: (p % 10 != 0, p % 5 != 0, p % 2 != 0))
+        return sorted(_spaced((2.0**p for p in order), low, high, gap)) or sorted(set(values))
+
+    log_axis(axis, ax, min(values) / 1.4, max(values) * 1.4, short_bytes, powers_of_2)
 
 
 def _spaced(candidates: Iterable[float], low: float, high: float, gap: float) -> list[float]:

@@ -7,6 +7,7 @@ chooses.
 import base64
 import html
 import inspect
+from collections.abc import Callable
 from importlib import resources
 from string import Template
 from typing import Any
@@ -35,6 +36,8 @@ from lcx.tables import (
     variant_table,
 )
 
+Telling = Callable[[Report], str]
+
 WORDS = {
     "SameTargets": "Every variant predicts the same spans of {span} bytes, at random places of "
     "documents chosen at random, from at most as many tokens as the context length says, and at "
@@ -61,21 +64,17 @@ def render_page(title: str, question: str, report: Report, pictures: dict[str, P
     words = WORDS.get(protocol["type"], "").format(**protocol)
     drawn = {name: _picture(picture) for name, picture in pictures.items()}
     first, *_ = drawn.values()
-    gains = differences = bits = ""
-    if "gain_vs_context" in drawn:
-        gains = _section(
-            "What reading on gains",
-            drawn["gain_vs_context"],
-            gains_in_words(report),
-            gain_table(report),
+
+    def section(name: str, title: str, words: Telling, table: Telling) -> str:
+        """A picture, what is said of it and its numbers, if the report has that picture."""
+        if name not in drawn:
+            return ""
+        return (
+            f"<h2>{title}</h2>\n<figure>\n{drawn[name]}\n"
+            f"<figcaption>{html.escape(words(report))}</figcaption>\n</figure>\n{table(report)}"
         )
-    if "difference_vs_context" in drawn:
-        differences = _section(
-            "Variant against variant",
-            drawn["difference_vs_context"],
-            comparisons_in_words(report),
-            difference_table(report),
-        )
+
+    bits = ""
     if measure is PERPLEXITY:
         said = "The same points in bits per byte of text, which do not depend on the tokenizer."
         bits = f'<h2>Bits per byte</h2>\n<p class="note">{said}</p>\n{bits_table(report)}'
@@ -93,8 +92,13 @@ def render_page(title: str, question: str, report: Report, pictures: dict[str, P
         trained=html.escape(trained_in_words(report)),
         ties=html.escape(ties_in_words(report)),
         measure_table=measure_table(report),
-        gains=gains,
-        differences=differences,
+        gains=section("gain_vs_context", "What reading on gains", gains_in_words, gain_table),
+        differences=section(
+            "difference_vs_context",
+            "Variant against variant",
+            comparisons_in_words,
+            difference_table,
+        ),
         bits=bits,
         variant_table=variant_table(report),
         quality_picture=drawn["quality_vs_cost"],
@@ -107,13 +111,6 @@ def render_page(title: str, question: str, report: Report, pictures: dict[str, P
         protocol=_facts(protocol),
         data=_facts(report["data"]),
         environment=_facts(report["environment"]),
-    )
-
-
-def _section(title: str, picture: str, note: str, table: str) -> str:
-    return (
-        f"<h2>{title}</h2>\n<figure>\n{picture}\n<figcaption>{html.escape(note)}</figcaption>\n"
-        f"</figure>\n{table}"
     )
 
 
@@ -133,7 +130,7 @@ def _swatches(look: Look) -> str:
 
 
 def _picture(picture: Picture) -> str:
-    wide, narrow = (picture.draw_as("svg", narrow=n).decode() for n in (False, True))
+    wide, narrow = picture.svg.decode(), picture.draw_as("svg", narrow=True).decode()
 
     def uri(svg: str) -> str:
         return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"

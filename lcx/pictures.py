@@ -1,8 +1,9 @@
 """Which pictures a report has: how each is drawn, and the numbers in it."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 from lcx import series
 from lcx.curves import draw_differences, draw_gains, draw_measure
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Picture(NamedTuple):
+@dataclass(frozen=True)
+class Picture:
     """One picture of a report."""
 
     alt: str
@@ -23,6 +25,11 @@ class Picture(NamedTuple):
     """For a look and a width: narrow or not."""
     rows: Sequence[series.Row]
     """Its numbers, for CSV."""
+
+    @cached_property
+    def svg(self) -> bytes:
+        """The wide picture, which is a file and stands on the page."""
+        return self.draw_as("svg")
 
     def draw_as(self, kind: str, narrow: bool = False) -> bytes:
         """The picture as a file, for light paper."""

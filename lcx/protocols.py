@@ -29,6 +29,11 @@ class Text(NamedTuple):
     spans: tuple[tuple[int, int], ...] = ()
     """Bytes [first, last) that are to be scored, for `SameTargets`."""
 
+    @property
+    def parts(self) -> int:
+        """How many stretches of it are scored: its spans, or the whole as one."""
+        return len(self.spans) or 1
+
 
 class Score(NamedTuple):
     """The tokens [first, last) of a window, predicted at this context length."""

@@ -46,7 +46,8 @@ def write_report(
         "report.json": json.dumps(strict, indent=1, allow_nan=False).encode(),
     }
     for name, picture in pictures.items():
-        for kind in ("png", "svg", "pdf"):
+        files[f"{name}.svg"] = picture.svg
+        for kind in ("png", "pdf"):
             files[f"{name}.{kind}"] = picture.draw_as(kind)
         files[f"{name}.csv"] = as_csv(picture.rows)
     out.mkdir(parents=True, exist_ok=True)

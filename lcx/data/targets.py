@@ -149,8 +149,8 @@ class Places:
     def _candidates(self, i: int) -> list[tuple[int, int]]:
         """Places in a document: on a grid of spans, which begins and is gone through at random."""
         protocol, span = self._protocol, self._protocol.span
-        starts = starts_of(self._tokens.document(i), self._tokenizer)
-        size = int(self._tokenizer.byte_lengths[self._tokens.document(i)].sum())
+        ids = self._tokens.document(i)
+        starts, size = starts_of(ids, self._tokenizer), int(self._tokenizer.byte_lengths[ids].sum())
         rng = np.random.default_rng((protocol.seed, i))
         grid = np.arange(rng.integers(span), size - span + 1, span)
         rng.shuffle(grid)
