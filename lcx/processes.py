@@ -189,14 +189,16 @@ def _found(timeout: int) -> tuple[str, int, int, Sequence[int] | None]:
     try:  # JAX has no public name for this
         from jax._src.clusters import ClusterEnv
 
-        detect = ClusterEnv.auto_detect_unset_distributed_params
-    except (ImportError, AttributeError) as error:
+        told = os.environ.get("JAX_COORDINATOR_ADDRESS")
+        found = ClusterEnv.auto_detect_unset_distributed_params(
+            told, None, None, None, None, timeout
+        )
+    except (ImportError, AttributeError, TypeError) as error:  # gone, or called in another way
         raise ValueError(
             f"LCX_PROCESSES=auto: jax {jax.__version__} does not say how it finds processes; "
             "give LCX_PROCESSES=<number>, LCX_PROCESS and JAX_COORDINATOR_ADDRESS"
         ) from error
-    told = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    address, processes, process, devices = detect(told, None, None, None, None, timeout)
+    address, processes, process, devices = found
     if address is None or processes is None or process is None:
         raise ValueError(
             "LCX_PROCESSES=auto: this process was not started by Slurm (srun), Open MPI, Cloud TPU "

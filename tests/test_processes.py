@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -124,6 +125,27 @@ def test_an_environment_that_does_not_fit_is_refused(plain, monkeypatch, environ
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=says):
+        processes.join()
+
+
+def other_clusters(**method):
+    return SimpleNamespace(ClusterEnv=SimpleNamespace(**method))
+
+
+@pytest.mark.parametrize(
+    "clusters",
+    [
+        None,
+        SimpleNamespace(),
+        other_clusters(),
+        other_clusters(auto_detect_unset_distributed_params=lambda: None),
+    ],
+    ids=["no module", "no class", "no method", "other arguments"],
+)
+def test_a_jax_without_its_private_detection_is_told(plain, monkeypatch, clusters):
+    monkeypatch.setitem(sys.modules, "jax._src.clusters", clusters)
+    monkeypatch.setenv("LCX_PROCESSES", "auto")
+    with pytest.raises(ValueError, match=r"does not say how it finds processes; give LCX_PROCESS"):
         processes.join()
 
 
