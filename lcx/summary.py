@@ -53,6 +53,7 @@ def summarise(results: Sequence[Evaluation], curves: Curves) -> Report:
     for x, sure in zip(family, told_apart(p_values, LEVEL), strict=True):
         x["marked"] = sure
     first, *others = variants
+    contexts = sorted({c for v in variants for c in v.contexts})
     by_name = {v.name: _of_variant(v, curves.get(v.name, []), gains[v.name]) for v in variants}
     return {
         "protocol": first.results[0]["protocol"],
@@ -67,7 +68,7 @@ def summarise(results: Sequence[Evaluation], curves: Curves) -> Report:
             },
         },
         "document_weights": _document_weights(variants, measure),
-        "best": [_best(c, by_name, measure, pairs) for c in _contexts(variants)],
+        "best": [_best(c, by_name, measure, pairs) for c in contexts],
         "family": {
             "method": "Holm",
             "level": LEVEL,
@@ -84,7 +85,7 @@ def measure_in(report: Report) -> Measure:
 
 def context_lengths(report: Report) -> list[int]:
     """Every context length that some variant was scored at, ascending."""
-    return sorted({p["context"] for v in report["variants"].values() for p in v["contexts"]})
+    return [at["context"] for at in report["best"]]
 
 
 def bold_variants(report: Report) -> dict[int, list[str]]:
@@ -210,10 +211,6 @@ def _document_weights(variants: Sequence[Variant], measure: Measure) -> list[int
         for document in point["documents"]
     ]
     return [min(weights), max(weights)]
-
-
-def _contexts(variants: Sequence[Variant]) -> list[int]:
-    return sorted({c for v in variants for c in v.contexts})
 
 
 def _shared(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
