@@ -1,7 +1,7 @@
 """What does a small model gain from its context, and what is left of that beyond its training?
 
-Models of 0.7 million parameters are trained on 256 tokens at a time of Python's standard library,
-and asked for the same spans of unseen files from 32 to 2,048 tokens of context. One of them is then
+Models of 0.7 million parameters are trained on 128 tokens at a time of Python's standard library,
+and asked for the same spans of unseen files from 16 to 1,024 tokens of context. One of them is then
 read through a window, and stretched four times by YaRN, as it is and after a short fine-tune.
 
     lcx compare experiments/quickstart.py
@@ -9,11 +9,13 @@ read through a window, and stretched four times by YaRN, as it is and after a sh
 Cost: about 9 minutes on 2 cores, 1.6 million tokens a model.
 
 Expected (`pytest -m quickstart` checks a run):
-- softmax attention with RoPE gains 8% or more by reading 256 tokens in place of 32, and beyond 256
-  it loses all of that; a window over the same weights keeps it, and gains nothing more;
-- YaRN keeps most of it to four times the length, and a fine-tune there improves on that.
-How much is gained differs between trainings: the ability to look far back comes at once, and in
-some only after longer training than this.
+- softmax attention with RoPE gains 8% or more by reading 128 tokens in place of 16, and loses all
+  of that at four times 128; a window over the same weights keeps it, and gains no more;
+- YaRN goes on gaining to four times the length, and a fine-tune there is the best of all;
+- linear attention worsens with length, and RWKV-4 holds what it has.
+Most of what softmax attention gains comes at once, where it learns to find what stands earlier in a
+text and to copy what followed. Short rows bring that about sooner. It comes after about 1,000 steps
+with seeds 0 and 1, and not within these 1,600 with seed 2.
 """
 
 from dataclasses import replace
@@ -30,10 +32,10 @@ from lcx.sparsity import Window
 
 DATA = Data(tokenizer=BPE(1024))
 OPTIMIZER = Muon(peak=1e-2, schedule="wsd", final=0.0)
-TRAIN = Train(length=256, batch=4, steps=1600, optimizer=OPTIMIZER, evaluate_every=800)
-FINE_TUNE = Train(length=1024, batch=1, steps=100, optimizer=replace(OPTIMIZER, peak=3e-3))
-EVALUATION = SameTargets((32, 64, 128, 256, 512, 1024, 2048), documents=16)
-YARN = RoPE(scaling=YaRN(4, original=256))
+TRAIN = Train(length=128, batch=8, steps=1600, optimizer=OPTIMIZER, evaluate_every=800)
+FINE_TUNE = Train(length=512, batch=2, steps=150, optimizer=replace(OPTIMIZER, peak=3e-3))
+EVALUATION = SameTargets((16, 32, 64, 128, 256, 512, 1024), documents=16)
+YARN = RoPE(scaling=YaRN(4, original=128))
 
 
 def attention(**settings) -> SoftmaxAttention:
@@ -61,7 +63,7 @@ def experiments() -> Experiments:
     rwkv = Block(RWKV4(), channel=RWKVChannelMix(), norm=LayerNorm())
     return {
         "softmax": softmax,
-        "window": from_softmax(as_it_is, sparsity=Window(256)),
+        "window": from_softmax(as_it_is, sparsity=Window(128)),
         "yarn": from_softmax(as_it_is, position=YARN),
         "fine_tuned": from_softmax(FINE_TUNE, position=YARN),
         "linear": variant(Block(LinearAttention(heads=4))),
