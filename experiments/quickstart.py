@@ -13,9 +13,10 @@ Expected (`pytest -m quickstart` checks a run):
   of that at four times 128; a window over the same weights keeps it, and gains no more;
 - YaRN keeps most of it to four times the length, and a fine-tune there is the best of all;
 - linear attention worsens with length, and RWKV-4 holds what it has.
-Most of what softmax attention gains comes at once, where it learns to find what stands earlier in a
-text and to copy what followed. Short rows bring that about sooner. It comes after about 1,000 steps
-with seeds 0 and 1, and not within these 1,600 with seed 2.
+Much of what softmax attention gains comes at once, where it learns to find what stands earlier in a
+text and to copy what followed. Short rows bring that about sooner: after about 1,000 steps with
+seeds 0 and 1, which gain 41 and 40% on Python 3.11's library, and not within these 1,600 with seed
+2, which gains 21% and nothing by the fine-tune.
 """
 
 from dataclasses import replace
