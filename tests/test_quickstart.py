@@ -42,7 +42,8 @@ def test_rope_gains_within_its_training_and_loses_beyond(report):
     within, beyond = gain(report, "softmax", 128), perplexity(report, "softmax")
     assert within["value"] < 0.92
     assert within["ci95"][1] < 1
-    assert beyond[512] > beyond[16]
+    assert beyond[512] > 1.2 * beyond[128]
+    assert min(beyond[512], beyond[1024]) > beyond[16]
 
 
 def test_a_window_over_the_same_weights_keeps_what_was_gained(report):
@@ -54,12 +55,13 @@ def test_a_window_over_the_same_weights_keeps_what_was_gained(report):
 def test_yarn_keeps_most_of_it_to_four_times_the_length(report):
     assert against_softmax(report, "yarn", 512)["ci95"][1] < 1
     assert gain(report, "yarn", 512)["ci95"][1] < 1
-    assert perplexity(report, "yarn")[512] < 1.2 * perplexity(report, "softmax")[128]
+    assert perplexity(report, "yarn")[512] < 1.1 * perplexity(report, "softmax")[128]
 
 
 def test_a_fine_tune_at_four_times_the_length_is_best_there(report):
     at_512 = {name: perplexity(report, name)[512] for name in report["variants"]}
     assert min(at_512, key=at_512.__getitem__) == "fine_tuned"
+    assert against_softmax(report, "fine_tuned", 512)["ci95"][1] < 1
     assert perplexity(report, "fine_tuned")[512] < perplexity(report, "fine_tuned")[128]
 
 
