@@ -43,12 +43,12 @@ def hashes(text: bytes, n: int) -> Hashes:
 
 def _powers(base: np.uint64, n: int) -> Hashes:
     """base^0, base^1, ... base^(n-1), modulo 2^64."""
-    return _powers_of_two(base, max(n - 1, 0).bit_length())[:n]
+    return _first_powers(base, max(n - 1, 0).bit_length())[:n]
 
 
 @lru_cache(maxsize=8)
-def _powers_of_two(base: np.uint64, bits: int) -> Hashes:
-    """The first 2^bits of them, which serve all texts up to that length."""
+def _first_powers(base: np.uint64, bits: int) -> Hashes:
+    """The first 2^bits of them: one table serves all texts up to that length."""
     powers = np.full(2**bits, base)
     powers[:1] = 1
     return np.cumprod(powers)
