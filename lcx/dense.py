@@ -36,6 +36,19 @@ def uniform(bound: float) -> Initializer:
     return draw
 
 
+def orthogonal(gain: float = 1.0) -> Initializer:
+    """`gain` times orthonormal rows or columns, whichever are fewer (Saxe et al. 2014)."""
+    draw_one = jax.nn.initializers.orthogonal(gain)
+
+    def draw(key, shape, dtype=jnp.float32, out_sharding=None):
+        # One layer after the other. A QR factorisation of several matrices is cut over XLA's CPU
+        # threads and waits there for its parts: as many at once as there are threads wait forever.
+        one = jax.custom_batching.sequential_vmap(lambda key: draw_one(key, shape, dtype))
+        return one(key)
+
+    return draw
+
+
 def step_bias(rngs: nnx.Rngs, heads: int) -> Float[Array, " H"]:
     """b such that softplus(b), a step of time, is log-uniform in [0.001, 0.1], fp32 (Mamba)."""
     step = jnp.exp(

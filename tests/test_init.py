@@ -12,6 +12,7 @@ from flax import nnx
 
 from lcx.layers import RWKV7ChannelMix
 from lcx.mixers import GLA, RGLRU, RWKV5, RWKV6, RWKV7, GatedDeltaNet, Lightning, Mamba2
+from lcx.model import LM, Block
 from lcx.types import Dims
 
 D, H, L = 64, 4, 3
@@ -143,3 +144,13 @@ def test_constant_and_even_decays():
 def test_what_goes_back_into_the_stream_is_smaller_in_deep_models(half):
     out = first_values(half)["out"]
     assert out.std() == pytest.approx((2 * L * len(out)) ** -0.5, rel=0.05)
+
+
+def test_matrices_are_factorised_one_by_one():
+    """Several at once wait for each other's threads for ever (`lcx.dense.orthogonal`)."""
+    pattern = tuple(Block(mixer) for mixer in (RWKV5(H), RWKV6(H), RWKV7(H)))
+    init = jax.jit(LM(width=D, pattern=pattern, repeats=3).init)
+    text = init.lower(jax.random.key(0)).compile().as_text()
+    found = [line.split("custom-call(")[0] for line in text.splitlines() if "geqrf_ffi" in line]
+    assert len(found) >= len(pattern)
+    assert all(f"(f32[{D}," in call for call in found), found  # and not f32[3,

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lcx.dense import linear, vector, zeros
+from lcx.dense import linear, orthogonal, vector, zeros
 from lcx.layers import blend, token_mix, token_shift
 from lcx.ops.wkv import WKVState, wkv4
 from lcx.types import Context, Dims, Params, State
@@ -39,7 +39,7 @@ class RWKV4:
             mix_v=vector((mix + 0.3 * depth).astype(mix.dtype)),
             mix_r=vector(token_mix(dims, 0.5 * to_end)),
             key=linear(dims, *square, zeros),
-            value=linear(dims, *square, jax.nn.initializers.orthogonal()),
+            value=linear(dims, *square, orthogonal()),
             receptance=linear(dims, *square, zeros),
             out=linear(dims, dims.model, dims.model, ("heads", "embed"), rngs, zeros),
         )

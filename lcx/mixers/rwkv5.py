@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import orthogonal
 from jaxtyping import Array, Float
 
-from lcx.dense import head_width, linear, merge_heads, split_heads, vector, zeros
+from lcx.dense import head_width, linear, merge_heads, orthogonal, split_heads, vector, zeros
 from lcx.layers import blend, rwkv_decay, rwkv_depth, standardise, token_mix, token_shift
 from lcx.ops.gated_linear_attention import gated_linear_attention
 from lcx.types import Context, Dims, Params, State

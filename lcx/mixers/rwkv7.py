@@ -7,10 +7,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import orthogonal
 from jaxtyping import Array, Bool, Float
 
-from lcx.dense import head_width, linear, merge_heads, split_heads, uniform, vector, zeros
+from lcx.dense import (
+    head_width,
+    linear,
+    merge_heads,
+    orthogonal,
+    split_heads,
+    uniform,
+    vector,
+    zeros,
+)
 from lcx.layers import (
     l2_normalise,
     rwkv_depth,
