@@ -19,6 +19,13 @@ from lcx.positions import Learned
 from lcx.seqpar import Shards
 from lcx.types import Context, Dims, Half, Params, Policy, SharingHalf, State
 
+WRITTEN_OUT = 4
+"""Training writes so many repeats of the pattern out, and runs more of them as a loop.
+
+A loop compiles the pattern once, and copies what the backward pass needs of each repeat into one
+array and out of it again, which takes up to a sixth of a step on a CPU (decision 6).
+"""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -73,7 +80,8 @@ class LM:
     """A causal language model: `repeats` times a `pattern` of blocks, between embedding and head.
 
     Every array lives in the tree that `init` makes; this record holds none. The layers of one
-    place in the pattern are stacked on a leading axis and run by `jax.lax.scan`.
+    place in the pattern are stacked on a leading axis and run by `jax.lax.scan`, which writes few
+    of them out.
     """
 
     vocab: int = 257
@@ -232,7 +240,7 @@ class LM:
     def _train_layers(
         self, params: nnx.List, x: Float[Array, "B T D"], ctx: Context
     ) -> Float[Array, "B T D"]:
-        """The pattern, `repeats` times: one compiled loop."""
+        """The pattern, `repeats` times: written out, or one compiled loop."""
 
         def pattern(carry, params):
             x, shared = carry
@@ -249,7 +257,8 @@ class LM:
             case "dots":
                 policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
                 pattern = jax.checkpoint(pattern, policy=policy)
-        (x, _), _ = jax.lax.scan(pattern, (x, self._init_shared(x)), params)
+        together = self.repeats if self.repeats <= WRITTEN_OUT else 1
+        (x, _), _ = jax.lax.scan(pattern, (x, self._init_shared(x)), params, unroll=together)
         return x
 
     def _stream_layers(

@@ -27,7 +27,7 @@ from lcx.mixers import (
     RetNet,
     SoftmaxAttention,
 )
-from lcx.model import LM, Block, count_parameters
+from lcx.model import LM, WRITTEN_OUT, Block, count_parameters
 from lcx.positions import RoPE
 from lcx.sparsity import Fixed, ShiftedGroups, Strided, TopBlocks, Window
 from lcx.types import Context
@@ -62,6 +62,8 @@ def stack(*mixers, **settings):
     return LM(vocab=50, width=16, pattern=tuple(Block(m, SMALL) for m in mixers), **settings)
 
 
+DEEP = stack(GLA(heads=2), repeats=WRITTEN_OUT + 1)
+"""Its layers are a loop in training."""
 LOCAL = SoftmaxAttention(heads=2, kv_heads=1, sparsity=Window(8))
 MAMBA = Mamba2(state=8, head_width=8)
 HYBRIDS = {
@@ -149,13 +151,18 @@ def test_a_hybrid_streams_packed_rows_as_it_reads_them_whole(params, tokens, pac
     np.testing.assert_array_equal(state["position"], [40, 40])
 
 
-@pytest.mark.parametrize("remat", ["block", "dots"])
-def test_rematerialisation_changes_no_gradient(params, tokens, remat):
-    def gradients(model):
-        return jax.jit(jax.grad(lambda p: model(p, tokens)[0].std()))(params)
+@pytest.mark.parametrize("remat", ["none", "block", "dots"])
+@pytest.mark.parametrize("model", [HYBRID, DEEP], ids=["hybrid", "deep"])
+def test_a_loop_and_rematerialisation_change_no_gradient(model, tokens, remat):
+    """Those of the layers one by one, as streaming has them, are the reference."""
+    params = jax.jit(model.init)(jax.random.key(0))
 
-    plain, again = gradients(HYBRID), gradients(replace(HYBRID, remat=remat))
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+    def gradients(model, state=None):
+        return jax.jit(jax.grad(lambda p: model(p, tokens, state=state)[0].std()))(params)
+
+    streamed = gradients(model, model.init_state(*tokens.shape))
+    trained = gradients(replace(model, remat=remat))
+    for a, b in zip(jax.tree.leaves(streamed), jax.tree.leaves(trained), strict=True):
         # fused otherwise, it rounds otherwise: 2e-6 of gradients up to 1
         np.testing.assert_allclose(a, b, atol=1e-5)
 

@@ -41,16 +41,19 @@ def rotate(
     (partial rotary). Trigonometry and product in fp32, cast last. RoFormer (Su et al. 2021),
     equation 34.
     """
-    pairs = angle.shape[-1]
+    turning, still = jnp.split(x, [2 * angle.shape[-1]], axis=-1)
+
+    def pairs(first, second):
+        if interleaved:
+            return jnp.stack([first, second], axis=-1).reshape(*first.shape[:-1], -1)
+        return jnp.concatenate([first, second], axis=-1)
+
+    if interleaved:
+        first, second = turning[..., 0::2], turning[..., 1::2]
+    else:
+        first, second = jnp.split(turning, 2, axis=-1)
     cos = (magnitude * jnp.cos(angle))[:, :, None]
     sin = (magnitude * jnp.sin(angle))[:, :, None]
-    turning, still = x[..., : 2 * pairs], x[..., 2 * pairs :]
-    if interleaved:
-        turning = jnp.concatenate([turning[..., 0::2], turning[..., 1::2]], axis=-1)
-    first, second = jnp.split(turning.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    if interleaved:
-        turned = jnp.stack(turned, axis=-1).reshape(turning.shape)
-    else:
-        turned = jnp.concatenate(turned, axis=-1)
+    # All features at once, beside the other of their pairs: XLA makes that one pass over x.
+    turned = turning * pairs(cos, cos) + pairs(second, first) * pairs(-sin, sin)
     return jnp.concatenate([turned.astype(x.dtype), still], axis=-1)
