@@ -12,7 +12,7 @@ from lcx import spec
 from lcx.data import SOURCES, TASKS, TOKENIZERS, Data, Task, Texts
 from lcx.dense import nearest_divisors
 from lcx.layers import CHANNELS, NORMS
-from lcx.mesh import Mesh, make_mesh, shardings
+from lcx.mesh import RULES, Mesh, make_mesh, shardings
 from lcx.mixers import MIXERS
 from lcx.model import LM, Block, parameters
 from lcx.optim import OPTIMIZERS, AdamW, Optimizer
@@ -20,7 +20,7 @@ from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, Learned, Trai
 from lcx.pretrained import Pretrained
 from lcx.protocols import PROTOCOLS, EvaluationProtocol, SameTargets
 from lcx.sparsity import SPARSITIES
-from lcx.types import Policy
+from lcx.types import Headed, Policy
 
 
 @dataclass(frozen=True)
@@ -285,14 +285,16 @@ def check_cuts(experiment: Experiment) -> None:
     divides(mesh.seq, "seq", "train.length", train.length)
     divides(mesh.fsdp, "fsdp", "model.width", model.width)
     for place, block in enumerate(model.pattern):
-        heads = getattr(block.mixer, "heads", None)
-        if isinstance(heads, int):
-            divides(mesh.model, "model", f"the heads of model.pattern.{place}.mixer", heads)
+        for name, half in (("mixer", block.mixer), ("channel", block.channel)):
+            if isinstance(half, Headed):
+                what = f"the heads of model.pattern.{place}.{name}"
+                divides(mesh.model, "model", what, half.head_count(model.dims))
     for path, leaf in parameters(model).items():
         names = leaf.get_metadata().get("out_sharding") or ()
         for name, size in zip(reversed(names), reversed(leaf.shape), strict=False):
-            if name == "mlp":
-                divides(mesh.model, "model", f"the hidden width of {path}", size)
+            # a vocabulary that it does not divide is copied: that of bytes, 257, is prime
+            if RULES[name] == "model" and name != "vocab":
+                divides(mesh.model, "model", f"the {name!r} axis of {path}", size)
 
 
 def _shapes(model: LM) -> dict[str, tuple[int, ...]]:

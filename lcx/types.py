@@ -124,6 +124,15 @@ class Mixer(Half, Protocol):
 
 
 @runtime_checkable
+class Headed(Half, Protocol):
+    """A half with heads, each of which `mesh.model` leaves whole."""
+
+    def head_count(self, dims: Dims) -> int:
+        """H. Raises ValueError when the spec does not fit `dims`."""
+        ...
+
+
+@runtime_checkable
 class SharingHalf(Half, Protocol):
     """A half whose layers hand something on to the same kind of half in later layers.
 

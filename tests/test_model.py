@@ -9,10 +9,12 @@ import optax
 import pytest
 
 from lcx import loss
-from lcx.layers import LayerNorm, RWKVChannelMix, SwiGLU
+from lcx.experiment import Experiment, check_cuts
+from lcx.layers import CHANNELS, LayerNorm, RWKVChannelMix, SwiGLU
 from lcx.mesh import Mesh, make_mesh, shardings
 from lcx.mixers import (
     GLA,
+    MIXERS,
     RGLRU,
     RWKV4,
     RWKV5,
@@ -209,6 +211,33 @@ def test_loss_in_pieces_equals_the_loss_of_all_logits(params, tokens, monkeypatc
     ):
         # sums over tokens in another order: measured 4e-7 of the largest
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * max(abs(b).max(), 1))
+
+
+@pytest.mark.parametrize("mixer", [*MIXERS.values()], ids=[*MIXERS])
+def test_a_mesh_divides_the_heads_or_channels_of_every_mixer(mixer):
+    halves = mixer(), SwiGLU(hidden=96)  # 3 divides 96, and not the width of 64
+    with pytest.raises(ValueError, match=r"model = 3 does not divide .*mixer.*; nearest that do:"):
+        check_cuts(cut(Block(*halves), 3))
+    check_cuts(cut(Block(*halves), 2))
+
+
+@pytest.mark.parametrize("channel", [*CHANNELS.values()], ids=[*CHANNELS])
+def test_a_mesh_divides_the_hidden_width_of_every_channel_mixer(channel):
+    block = Block(channel=channel(hidden=90))
+    with pytest.raises(ValueError, match=r"model = 4 does not divide the 'mlp' axis of .*, 90; "):
+        check_cuts(cut(block, 4))
+    check_cuts(cut(block, 2))
+
+
+def test_a_mesh_leaves_heads_whole():
+    """It may divide the features of all heads, and still not the heads."""
+    for mixer in (Mamba2(head_width=64), SoftmaxAttention(heads=2), RWKV7(heads=2)):
+        with pytest.raises(ValueError, match=r"model = 4 does not divide the heads of .*, 2; "):
+            check_cuts(cut(Block(mixer), 4))
+
+
+def cut(block: Block, model: int) -> Experiment:
+    return Experiment(LM(width=64, pattern=(block,), repeats=1), mesh=Mesh(model=model))
 
 
 def test_weights_are_cut_by_their_own_axis_names():

@@ -54,6 +54,9 @@ class DeltaNet:
             "S": jnp.zeros((batch, self.heads, width, width), jnp.float32),
         }
 
+    def head_count(self, dims: Dims) -> int:
+        return self.heads
+
     def mixing_flops(self, dims: Dims, length: int) -> float:
         return 6.0 * dims.model**2 / self.heads  # read, replace, read
 
@@ -109,6 +112,9 @@ class GatedDeltaNet:
             "conv": jnp.zeros((batch, self.taps - 1, inputs), dims.policy.compute),
             "S": jnp.zeros((batch, self.heads, width, self.expand * width), jnp.float32),
         }
+
+    def head_count(self, dims: Dims) -> int:
+        return self.heads
 
     def mixing_flops(self, dims: Dims, length: int) -> float:
         return 7.0 * self.expand * dims.model**2 / self.heads  # decay, read, replace, read

@@ -53,6 +53,9 @@ class GLA:
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         return {"S": jnp.zeros((batch, self.heads, *self._widths(dims)), jnp.float32)}
 
+    def head_count(self, dims: Dims) -> int:
+        return self.heads
+
     def mixing_flops(self, dims: Dims, length: int) -> float:
         keys, values = self._widths(dims)
         return 5.0 * self.heads * keys * values  # decay, add, read

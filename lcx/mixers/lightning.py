@@ -44,6 +44,9 @@ class Lightning:
         width = dims.model // self.heads
         return {"S": jnp.zeros((batch, self.heads, width, width), jnp.float32)}
 
+    def head_count(self, dims: Dims) -> int:
+        return self.heads
+
     def mixing_flops(self, dims: Dims, length: int) -> float:
         return 5.0 * dims.model**2 / self.heads  # decay, add, read
 

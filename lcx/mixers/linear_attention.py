@@ -59,6 +59,9 @@ class LinearAttention:
             "normaliser": jnp.zeros((batch, self.heads, keys, 1), jnp.float32),
         }
 
+    def head_count(self, dims: Dims) -> int:
+        return self.heads
+
     def mixing_flops(self, dims: Dims, length: int) -> float:
         keys, values = self._widths(dims)
         return 4.0 * self.heads * keys * (values + 1)  # add, read

@@ -35,7 +35,7 @@ class Mamba2:
         if min(self.state, self.head_width, self.expand, self.taps) < 1:
             raise ValueError(f"Mamba2: every number must be at least 1 in {self}")
 
-    def _heads(self, dims: Dims) -> int:
+    def head_count(self, dims: Dims) -> int:
         heads, rest = divmod(self.expand * dims.model, self.head_width)
         if rest:
             raise ValueError(
@@ -45,7 +45,7 @@ class Mamba2:
         return heads
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
-        inner, heads = self.expand * dims.model, self._heads(dims)
+        inner, heads = self.expand * dims.model, self.head_count(dims)
         inputs, dtype = inner + 2 * self.state, jnp.dtype(dims.policy.params)
         tap = uniform(self.taps**-0.5)
         rate = jax.random.uniform(rngs.params(), (heads,), minval=1.0, maxval=16.0)
@@ -65,7 +65,7 @@ class Mamba2:
         )
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
-        inner, heads = self.expand * dims.model, self._heads(dims)
+        inner, heads = self.expand * dims.model, self.head_count(dims)
         inputs = inner + 2 * self.state
         return {
             "conv": jnp.zeros((batch, self.taps - 1, inputs), dims.policy.compute),

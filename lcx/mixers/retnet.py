@@ -46,6 +46,9 @@ class RetNet:
         width = dims.model // self.heads
         return {"S": jnp.zeros((batch, self.heads, width, self.expand * width), jnp.float32)}
 
+    def head_count(self, dims: Dims) -> int:
+        return self.heads
+
     def mixing_flops(self, dims: Dims, length: int) -> float:
         return 5.0 * self.expand * dims.model**2 / self.heads  # decay, add, read
 

@@ -64,6 +64,9 @@ class RGLRU:
             "h": jnp.zeros((batch, dims.model), jnp.float32),
         }
 
+    def head_count(self, dims: Dims) -> int:
+        return self.heads
+
     def mixing_flops(self, dims: Dims, length: int) -> float:
         return 4.0 * dims.model  # the input's norm, decay, add
 

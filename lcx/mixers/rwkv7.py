@@ -106,6 +106,9 @@ class RWKV7:
     def init_shared(self, x: Float[Array, "B T D"]) -> FirstValues:
         return FirstValues(jnp.zeros_like(x), jnp.zeros((), bool))
 
+    def head_count(self, dims: Dims) -> int:
+        return self.heads
+
     def mixing_flops(self, dims: Dims, length: int) -> float:
         return 9.0 * dims.model**2 / self.heads  # decay, read and replace, add, read
 

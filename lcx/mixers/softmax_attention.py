@@ -75,6 +75,9 @@ class SoftmaxAttention:
         width, dtype = dims.model // self.heads, dims.policy.compute
         return self.sparsity.init_state(batch, capacity, self.groups, width, dtype)
 
+    def head_count(self, dims: Dims) -> int:
+        return self.heads
+
     def mixing_flops(self, dims: Dims, length: int) -> float:
         return 4.0 * dims.model * self.sparsity.keys_seen(length)
 
