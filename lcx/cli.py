@@ -31,6 +31,7 @@ from lcx.report import print_costs, print_table, write_report
 from lcx.runs import write_json
 from lcx.session import Session, open_session
 from lcx.sparsity import SPARSITIES
+from lcx.tracebacks import own_lines, shown
 from lcx.wavelengths import print_wavelengths, wavelengths, write_picture
 
 File = Annotated[Path, arg(help="experiment file, experiments/quickstart.py for one")]
@@ -231,8 +232,9 @@ ERRORS = (
 def main() -> None:
     """Entry point. Errors of the user's input end in one clear line and exit code 2.
 
-    With LCX_TRACEBACK set they end in Python's traceback. A process that was told to end, and has
-    saved its work, ends with exit code 75 (`lcx.processes.PREEMPTED`).
+    Errors of the user's code end in the lines of it that led there, and exit code 1. With
+    LCX_TRACEBACK set both end in Python's traceback. A process that was told to end, and has saved
+    its work, ends with exit code 75 (`lcx.processes.PREEMPTED`).
     """
     try:
         join()
@@ -240,8 +242,20 @@ def main() -> None:
     except Preempted as told:
         Console(stderr=True, quiet=not first()).print(str(told), highlight=False)
         sys.exit(PREEMPTED)
-    except ERRORS as error:
-        if os.environ.get("LCX_TRACEBACK"):
+    except Exception as error:
+        message = None if os.environ.get("LCX_TRACEBACK") else _told(error)
+        if message is None:
             raise
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
-        leave(2)
+        Console(stderr=True, soft_wrap=True).print(message, highlight=False)
+        leave(2 if isinstance(error, ERRORS) else 1)
+
+
+def _told(error: Exception) -> str | None:
+    """What is said of an error; None: it is lcx's own, and the whole traceback is needed."""
+    if isinstance(error, ERRORS):
+        lines = own_lines(error)
+        where = f" ({lines[-1].filename}, line {lines[-1].lineno})" if lines else ""
+        return f"[bold red]error:[/] {escape(str(error))}{where}"
+    if (text := shown(error)) is None:
+        return None
+    return f"{escape(text)}\n[dim]LCX_TRACEBACK=1 shows the lines of lcx and JAX, too[/]"

@@ -228,3 +228,51 @@ def test_list_names_everything(capsys, tmp_path):
     for name in ("SoftmaxAttention", "RWKV4", "RoPE", "Linear", "PythonCorpus", "SameTargets"):
         assert name in said
     assert "The smallest experiment that is whole" in said
+
+
+OWN_FILE = '''"""Which line is it?"""
+
+from lcx.experiment import Experiment
+from lcx.positions import RoPE
+
+
+def helper():
+    return {helper}
+
+
+def experiments():
+    return {{"a": Experiment(init_from=helper())}}
+'''
+
+
+@pytest.mark.parametrize(
+    ("helper", "code", "lines"),
+    [
+        ("RoPE(theta=-1.0)", 2, ["error: RoPE: theta must be", "mine.py, line 8)"]),
+        ("1 + unknown", 1, ['mine.py", line 12', 'mine.py", line 8', "NameError: name 'unknown'"]),
+        ("1 +", 1, ['mine.py", line 8', "SyntaxError"]),
+    ],
+)
+def test_errors_in_the_users_file_show_the_users_lines_alone(
+    helper, code, lines, tmp_path, capsys, monkeypatch
+):
+    mine = tmp_path / "mine.py"
+    mine.write_text(OWN_FILE.format(helper=helper))
+    assert lcx("train", mine, "--out", tmp_path / "out") == code
+    shown = capsys.readouterr().err
+    assert all(line in shown for line in lines), shown
+    assert not any(other in shown for other in ("lcx/", "importlib"))
+    monkeypatch.setenv("LCX_TRACEBACK", "1")
+    with pytest.raises((ValueError, NameError, SyntaxError)):
+        lcx("train", mine, "--out", tmp_path / "out")
+
+
+def test_errors_of_lcx_itself_show_everything(monkeypatch):
+    def broken() -> None:
+        """Fail as a defect would."""
+        raise KeyError("a defect")
+
+    broken.__code__ = broken.__code__.replace(co_filename=cli.__file__)
+    monkeypatch.setitem(cli.COMMANDS, "broken", broken)
+    with pytest.raises(KeyError, match="a defect"):
+        lcx("broken")

@@ -16,7 +16,7 @@ def angles(
 
     Reduced to [-pi, pi], and at most 2 pi * position / 2^32 beyond.
 
-    The product in fp32 would be off by 4e-3 radians at position 65,536 and 6e-2 at a million. So
+    The product in fp32 would be off by 2e-3 radians at position 65,536 and 4e-2 at a million. So
     the phase is counted in turns, as a fixed-point number of 32 bits whose integer product with
     the position wraps around just as a phase does; what 32 bits leave out of the frequency is
     added in fp32. The error stays below 1e-6 for every int32 position, of the frequency as given.

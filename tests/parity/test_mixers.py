@@ -1,7 +1,7 @@
 """Mixers against the modules of transformers: outputs and gradients, with the weights copied.
 
 RWKV-4 and Llama are compared as whole models in files of their own; what transformers has no module
-of, `tests/test_recurrences.py` compares with the papers' equations.
+of, `tests/test_equations.py` compares with the papers' equations.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,37 @@
+"""Where an error stands in the user's own files: the lines that are of no library."""
+
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+
+LIBRARIES = tuple(
+    Path(folder).resolve()
+    for folder in {*sysconfig.get_paths().values(), str(Path(__file__).parent), sys.argv[0]}
+    if folder
+)
+"""Python's own, those that are installed, lcx, and the command that started."""
+
+
+def own_lines(error: BaseException) -> list[traceback.FrameSummary]:
+    """The lines of the traceback that stand in files of the user's, from the outermost on."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if _is_own(frame.filename)]
+
+
+def shown(error: BaseException) -> str | None:
+    """The user's lines and the error, as Python shows them; None where none of them is the user's.
+
+    A syntax error stands in the file that could not be read.
+    """
+    lines = own_lines(error)
+    broken = isinstance(error, SyntaxError) and _is_own(error.filename or "")
+    if not lines and not broken:
+        return None
+    text = traceback.format_list(lines) + traceback.format_exception_only(error)
+    return "".join(text).rstrip()
+
+
+def _is_own(name: str) -> bool:
+    path = Path(name)
+    return path.is_file() and not any(path.resolve().is_relative_to(f) for f in LIBRARIES)
