@@ -12,7 +12,7 @@ import numpy as np
 from lcx.look import Look, canvas, length_axis, level_axis, log_axis, name_curves, style_of
 from lcx.metrics import Measure
 from lcx.series import Points, differences, flat, gains, levels
-from lcx.summary import Report, context_lengths, measure_in
+from lcx.summary import Report, context_lengths, context_unit, measure_in
 from lcx.wording import ratio, short_length, short_number, signed
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def draw_measure(report: Report, look: Look, narrow: bool) -> "Figure":
     """The report's measure against context length, with bands."""
     fig, ax = canvas(narrow)
     measure = measure_in(report)
-    length_axis(ax, context_lengths(report), narrow)
+    length_axis(ax, context_lengths(report), f"context length ({context_unit(report)})", narrow)
     points = levels(report)
     if measure.name == "accuracy":
         top = 1.03
@@ -55,7 +55,7 @@ def _draw_comparison(
     """Curves relative to `what`, around the line of equal values."""
     fig, ax = canvas(narrow)
     measure = measure_in(report)
-    length_axis(ax, context_lengths(report), narrow)
+    length_axis(ax, context_lengths(report), f"context length ({context_unit(report)})", narrow)
     top = _comparison_axis(ax, points, measure, look, what)
     write = ratio if measure.compared == "ratio" else signed
     _draw_curves(fig, ax, report, points, top, write, look, narrow)

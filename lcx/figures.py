@@ -70,8 +70,7 @@ def draw_state(report: Report, look: Look, narrow: bool) -> "Figure":
     fig, ax = canvas(narrow)
     kept = {name: v["cost"]["state_bytes"] for name, v in report["variants"].items()}
     lengths = sorted({int(c) for y in kept.values() for c in y})
-    length_axis(ax, lengths, narrow)
-    ax.set_xlabel("length of the text (tokens)")
+    length_axis(ax, lengths, "length of the text (tokens)", narrow)
     bytes_axis("y", ax, [y for of_one in kept.values() for y in of_one.values()])
     ax.set_ylabel("state (bytes)")
     ends = []

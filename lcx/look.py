@@ -101,7 +101,7 @@ def canvas(narrow: bool) -> tuple["Figure", "Axes"]:
 # Axes
 
 
-def length_axis(ax: "Axes", lengths: list[int], narrow: bool) -> None:
+def length_axis(ax: "Axes", lengths: list[int], label: str, narrow: bool) -> None:
     """A log x axis with a tick at each length; where these crowd, some go without their number."""
     ax.set_xscale("log", base=2)
     low, high = lengths[0] / 2**0.3, lengths[-1] * 2**0.3
@@ -110,7 +110,7 @@ def length_axis(ax: "Axes", lengths: list[int], narrow: bool) -> None:
     ax.set_xticks(lengths, [short_length(c) if c in named else "" for c in lengths])
     ax.minorticks_off()
     ax.set_xlim(low, high)
-    ax.set_xlabel("context length (tokens)")
+    ax.set_xlabel(label)
 
 
 def log_axis(

@@ -40,7 +40,7 @@ Telling = Callable[[Report], str]
 
 WORDS = {
     "SameTargets": "Every variant predicts the same spans of {span} bytes, at random places of "
-    "documents chosen at random, from at most as many tokens as the context length says, and at "
+    "documents chosen at random, from at most as many {unit} as the context length says, and at "
     "least three quarters of them. Only the context varies, so points compare along one curve and "
     "from curve to curve. Spans that stand in the training text too, or in another span, are left "
     "out.",

@@ -20,6 +20,7 @@ from lcx.summary import (
     Report,
     bold_variants,
     context_lengths,
+    context_unit,
     measure_in,
     summarise,
 )
@@ -77,7 +78,7 @@ def print_table(report: Report, console: Console) -> None:
         table.add_row(*cells)
     console.print(table)
     console.print(
-        f"{measure.name.capitalize()} by context length in tokens; "
+        f"{measure.name.capitalize()} by context length in {context_unit(report)}; "
         f"{'lower' if measure.best is min else 'higher'} is better. {ties_in_words(report)}\n"
         "* some targets were predicted from more tokens than the variant was trained on.",
         style="dim",

@@ -1,7 +1,7 @@
 """What a report's page says of its numbers: only what these allow."""
 
 from lcx.metrics import ACCURACY
-from lcx.summary import Report, measure_in
+from lcx.summary import Report, context_unit, measure_in
 from lcx.tables import interval
 from lcx.wording import listed, plural, short_number
 
@@ -9,7 +9,7 @@ from lcx.wording import listed, plural, short_number
 def finding(report: Report) -> str:
     """The first sentence: who is best at the longest context, if that can be said of anyone."""
     at, measure = report["best"][-1], measure_in(report)
-    where = f"At {at['context']:,} tokens of context"
+    where = f"At {at['context']:,} {context_unit(report)} of context"
     name, most = at["best"], "lowest" if measure.best is min else "highest"
     if name is None:
         return f"{where} no variant has a finite {measure.name}."
@@ -90,11 +90,11 @@ def ties_in_words(report: Report) -> str:
 def gains_in_words(report: Report) -> str:
     """What the picture and the table of gains show."""
     shortest = min(p["context"] for v in report["variants"].values() for p in v["contexts"])
-    measure = measure_in(report)
+    side = "Below" if measure_in(report).best is min else "Above"
     return (
-        f"{_compared(report)} the same variant's at {shortest:,} tokens, over the same targets: "
-        f"what it gains by reading on. {'Below' if measure.best is min else 'Above'} the line, "
-        "context helps. Where a variant was trained once, this is said of these weights. "
+        f"{_compared(report)} the same variant's at {shortest:,} {context_unit(report)}, over the "
+        f"same targets: what it gains by reading on. {side} the line, context helps. "
+        "Where a variant was trained once, this is said of these weights. "
         f"{_marks(report)}"
     )
 

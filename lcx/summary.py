@@ -83,6 +83,11 @@ def measure_in(report: Report) -> Measure:
     return MEASURES[report["measure"]]
 
 
+def context_unit(report: Report) -> str:
+    """What its context lengths count: tokens, but for `SameTargets(unit="bytes")`."""
+    return report["protocol"].get("unit", "tokens")
+
+
 def context_lengths(report: Report) -> list[int]:
     """Every context length that some variant was scored at, ascending."""
     return [at["context"] for at in report["best"]]

@@ -331,6 +331,22 @@ def test_tokenizer_file(tmp_path: Path, bos: str):
     assert len(tokenizer.encode(b"words")) < 5
 
 
+def test_tokenizer_file_without_the_bytes_that_utf_8_never_holds(tmp_path: Path):
+    """GPT-NeoX's, and so Pythia's, is one."""
+    path = tmp_path / "t.json"
+    hf_tokenizer(path)
+    content = json.loads(path.read_text())
+    never = {lcx_tokenizers.BYTE_TO_CHAR[byte] for byte in lcx_tokenizers.NOT_IN_UTF8}
+    vocab = content["model"]["vocab"]
+    content["model"]["vocab"] = {token: n for token, n in vocab.items() if token not in never}
+    path.write_text(json.dumps(content))
+    tokenizer = TokenizerFile(str(path)).load(Documents([], lambda i: b""))
+    text = "caf\u00e9 \u4e2d\u6587 \U0001f600".encode() + b"\x80"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    with pytest.raises(ValueError, match=r"t\.json.*: no token for the byte 0xFF, .* not UTF-8"):
+        tokenizer.encode(b"words \xff")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -20,7 +20,13 @@ from lcx.page import WORDS
 from lcx.pictures import pictures_of
 from lcx.protocols import PROTOCOLS
 from lcx.report import print_costs, print_table, write_report
-from lcx.sentences import bands_in_words, comparisons_in_words, finding, weights_in_words
+from lcx.sentences import (
+    bands_in_words,
+    comparisons_in_words,
+    finding,
+    gains_in_words,
+    weights_in_words,
+)
 from lcx.spec import encode
 from lcx.summary import bold_variants, steady_speed, summarise
 
@@ -68,7 +74,7 @@ def evaluation(
     return {
         "variant": variant,
         "seed": seed,
-        "protocol": {"type": "SameTargets", "contexts": list(ppl), "span": 256},
+        "protocol": {"type": "SameTargets", "contexts": list(ppl), "span": 256, "unit": "tokens"},
         "data": {"source": "PythonCorpus()", "tokenizer": "Bytes()", "fingerprint": "ab12"},
         "setup": {
             "mixers": ["SoftmaxAttention(heads=4)"],
@@ -457,6 +463,17 @@ def test_tokenizers_are_compared_in_bits_per_byte():
         summarise([ONCE[0], bpe], {})
 
 
+def test_contexts_in_bytes_are_called_so():
+    assert "At 2,048 tokens of context" in finding(summarise(ONCE, {}))
+    in_bytes = [r | {"protocol": r["protocol"] | {"unit": "bytes"}} for r in ONCE]
+    report = summarise(in_bytes, {})
+    assert "At 2,048 bytes of context" in finding(report)
+    assert "tokens, over the same targets" not in gains_in_words(report)
+    console = Console(record=True, width=100)
+    print_table(report, console)
+    assert "by context length in bytes" in console.export_text()
+
+
 def test_contexts_with_other_targets_are_not_compared():
     by_position = [r | {"protocol": {"type": "ByPosition", "contexts": list(FAR)}} for r in ONCE]
     report = summarise(by_position, {})
@@ -539,6 +556,7 @@ def test_terminal_table_fits_80_columns_whatever_the_numbers():
     unknown = {"bold": [], "known": False}
     report = {
         "measure": "perplexity",
+        "protocol": {"type": "SameTargets", "unit": "tokens"},
         "best": [{"context": p["context"], **unknown} for p in points],
         "variants": {
             "softmax [bold]": {"train_len": 512, "contexts": points},

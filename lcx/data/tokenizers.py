@@ -128,10 +128,11 @@ class ByteTokenizer:
 
 
 class ByteLevelTokenizer:
-    """A tokenizer of the `tokenizers` library that has a token for each of the 256 bytes.
+    """A tokenizer of the `tokenizers` library that has a token for each byte of UTF-8.
 
-    Valid UTF-8 goes through it; each other byte becomes the token of that single byte. Text that
-    happens to spell a special token is plain text. `where` names it in errors.
+    Most have one for all 256; GPT-NeoX's has none for the 13 that UTF-8 never holds. Valid UTF-8
+    goes through it; each other byte becomes the token of that single byte. Text that happens to
+    spell a special token is plain text. `where` names it in errors.
 
     Two alphabets are in use: a character for each byte (GPT-2), or characters, with tokens <0x00>
     to <0xFF> for those that have none of their own, and SPACE for a space (SentencePiece). In the
@@ -157,16 +158,17 @@ class ByteLevelTokenizer:
             raise ValueError(f"{where}: no BOS among its tokens; looked for {', '.join(BOS_NAMES)}")
         self._pieces = "<0x00>" in vocab
         names = [f"<0x{byte:02X}>" for byte in range(256)] if self._pieces else BYTE_TO_CHAR
-        missing = sum(name not in vocab for name in names)
-        if missing:
+        missing = {byte for byte, name in enumerate(names) if name not in vocab}
+        if missing - NOT_IN_UTF8:
             raise ValueError(
-                f"{where}: not byte-level: {missing} of the 256 bytes have no "
+                f"{where}: not byte-level: {len(missing)} of the 256 bytes have no "
                 "token of their own, so bytes could not be counted. Byte-level BPE (as of GPT-2 "
                 "or Llama 3), or one that falls back to bytes (Llama 2), is needed"
             )
         if self._pieces:
             self._model.normalizer = tokenizers.normalizers.Replace(" ", SPACE)
-        self._byte_ids = [vocab[name] for name in names]
+        self._byte_ids = [vocab.get(name, -1) for name in names]
+        self._where = where
         self.vocab_size = max(vocab.values()) + 1
         self._bytes = self._bytes_of_tokens(vocab)
         self.byte_lengths = np.array([len(token) for token in self._bytes], np.int32)
@@ -179,10 +181,18 @@ class ByteLevelTokenizer:
         apart = f"([\udc80-\udcff{SPACE if self._pieces else ''}]+)"
         for span in re.split(apart, text.decode("utf-8", "surrogateescape")):
             if re.match(apart, span):
-                ids.extend(self._byte_ids[b] for b in span.encode("utf-8", "surrogateescape"))
+                ids.extend(map(self._byte_id, span.encode("utf-8", "surrogateescape")))
             else:
                 ids.extend(self._model.encode(span, add_special_tokens=False).ids)
         return np.array(ids, np.int32)
+
+    def _byte_id(self, byte: int) -> int:
+        if self._byte_ids[byte] < 0:
+            raise ValueError(
+                f"{self._where}: no token for the byte 0x{byte:02X}, which a text holds that is "
+                "not UTF-8. Convert that text, or take a tokenizer of all 256 bytes"
+            )
+        return self._byte_ids[byte]
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> bytes:
         return b"".join(self._bytes[i] for i in _checked(ids, self.vocab_size))
@@ -218,6 +228,9 @@ class ByteLevelTokenizer:
                     "not be counted. A tokenizer that keeps every byte is needed"
                 )
 
+
+NOT_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
+"""Bytes that valid UTF-8 never holds (RFC 3629, section 1)."""
 
 PROBES = (
     "word",  # a space put before the first word
