@@ -98,7 +98,12 @@ def _draw_curves(
 
 
 def _mark_trained(ax: "Axes", report: Report, look: Look) -> None:
-    """A dotted line between the last context within training and the first beyond it."""
+    """A dotted line between the last context within training and the first beyond it.
+
+    None where contexts count bytes, of which each variant's tokens take up others.
+    """
+    if context_unit(report) == "bytes":
+        return
     edges: dict[int, list[float]] = {}
     for variant in report["variants"].values():
         within = [p["context"] for p in variant["contexts"] if p["trained"]]

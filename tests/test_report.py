@@ -469,6 +469,8 @@ def test_contexts_in_bytes_are_called_so():
     report = summarise(in_bytes, {})
     assert "At 2,048 bytes of context" in finding(report)
     assert "tokens, over the same targets" not in gains_in_words(report)
+    texts = [t.get_text() for t in draw_measure(report, LIGHT, narrow=False).axes[0].texts]
+    assert not any("trained to" in text for text in texts)
     console = Console(record=True, width=100)
     print_table(report, console)
     assert "by context length in bytes" in console.export_text()
