@@ -30,10 +30,11 @@ A flat curve does not say that context is used: none falls after so short a trai
 
 from dataclasses import replace
 
+from lcx.data import BPE, Data
 from lcx.experiment import Experiment, Experiments, Train
 from lcx.mixers import SoftmaxAttention
 from lcx.model import LM, Block
-from lcx.optim import AdamW
+from lcx.optim import Muon
 from lcx.positions import (
     NTK,
     ALiBi,
@@ -55,10 +56,11 @@ from lcx.positions import (
 from lcx.protocols import SameTargets
 from lcx.sparsity import Full, SelfExtend, Sparsity, Window
 
-SHORT, LONG = 320, 1280
-CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096)
-TRAIN = Train(length=SHORT, batch=8, steps=1000, optimizer=AdamW(peak=2e-3, warmup=50))
-FINE_TUNE = Train(length=LONG, batch=2, steps=60, optimizer=AdamW(peak=5e-4, warmup=6))
+SHORT, LONG = 128, 512
+CONTEXTS = (16, 32, 64, 128, 256, 512, 1024, 2048)
+OPTIMIZER = Muon(peak=1e-2, schedule="wsd", final=0.0)
+TRAIN = Train(length=SHORT, batch=8, steps=1600, optimizer=OPTIMIZER)
+FINE_TUNE = Train(length=LONG, batch=2, steps=150, optimizer=replace(OPTIMIZER, peak=3e-3))
 
 
 WHOLE_PAST = Full()
@@ -67,9 +69,9 @@ WHOLE_PAST = Full()
 def lm(
     position: PositionScheme, sparsity: Sparsity = WHOLE_PAST, learned: Learned | None = None
 ) -> LM:
-    """Four layers of width 128, with heads of 32 features: 16 rotary pairs."""
-    mixer = SoftmaxAttention(heads=4, position=position, sparsity=sparsity)
-    return LM(width=128, pattern=(Block(mixer),), repeats=4, positions=learned)
+    """Three layers of width 128, with heads of 32 features: 16 rotary pairs."""
+    mixer = SoftmaxAttention(heads=4, qk_norm=True, position=position, sparsity=sparsity)
+    return LM(vocab=1024, width=128, pattern=(Block(mixer),), repeats=3, positions=learned)
 
 
 def long_rope(factor: float) -> LongRoPE:
@@ -79,7 +81,7 @@ def long_rope(factor: float) -> LongRoPE:
 
 
 def scalings(factor: float) -> dict[str, Scaling]:
-    """Every scaling by a fixed factor. Eight turns within 320 tokens are fast ones."""
+    """Every scaling by a fixed factor. Eight turns within 128 tokens are fast ones."""
     return {
         "interpolation": Linear(factor),
         "ntk": NTK(factor),
@@ -91,9 +93,8 @@ def scalings(factor: float) -> dict[str, Scaling]:
 
 def experiments() -> Experiments:
     """The base, what it becomes as it is and fine-tuned, and the models of other schemes."""
-    base = Experiment(
-        lm(RoPE()), train=TRAIN, evaluation=SameTargets(contexts=CONTEXTS, documents=24)
-    )
+    evaluation = SameTargets(contexts=CONTEXTS, documents=24)
+    base = Experiment(lm(RoPE()), Data(tokenizer=BPE(1024)), TRAIN, evaluation)
     zero_shot, tuned = replace(TRAIN, steps=0), FINE_TUNE
 
     def stretched(model: LM, train: Train) -> Experiment:
@@ -111,15 +112,15 @@ def experiments() -> Experiments:
         variants[name] = stretched(scaled(scaling), zero_shot)
     for name in ("interpolation", "ntk", "yarn"):
         variants[f"{name}_16x"] = stretched(scaled(scalings(16.0)[name]), zero_shot)
-    variants["self_extend"] = stretched(lm(RoPE(), SelfExtend(128, group=24)), zero_shot)
-    variants["window_of_256"] = stretched(lm(RoPE(), Window(256)), zero_shot)
+    variants["self_extend"] = stretched(lm(RoPE(), SelfExtend(64, group=32)), zero_shot)
+    variants["window_of_128"] = stretched(lm(RoPE(), Window(SHORT)), zero_shot)
     for name, scaling in ({"rope": None} | scalings(4.0) | dynamic).items():
         variants[f"{name}_tuned"] = stretched(scaled(scaling), tuned)
-    far = replace(FINE_TUNE, length=16 * SHORT, batch=1, steps=30)  # as many tokens
+    far = replace(FINE_TUNE, length=16 * SHORT, batch=1, steps=75)  # as many tokens
     for name in ("interpolation", "ntk", "yarn"):
         variants[f"{name}_16x_tuned"] = stretched(scaled(scalings(16.0)[name]), far)
     variants["dynamic_yarn_16x_tuned"] = stretched(scaled(dynamic["dynamic_yarn"]), far)
-    skipping = replace(TRAIN, steps=60, optimizer=tuned.optimizer, positions=PoSE(longest=LONG))
+    skipping = replace(TRAIN, steps=150, optimizer=tuned.optimizer, positions=PoSE(longest=LONG))
     variants["yarn_pose_tuned"] = stretched(scaled(scalings(4.0)["yarn"]), skipping)
 
     variants["alibi"] = replace(base, model=lm(ALiBi()))
@@ -127,9 +128,9 @@ def experiments() -> Experiments:
     variants["nope"] = replace(base, model=lm(NoPE()))
     spread = replace(TRAIN, positions=Randomised(longest=4 * LONG))
     variants["rope_randomised"] = replace(base, train=spread)
-    # of vectors for 4,160 tokens training shows 320; interpolated, all of a text lies among these
-    learned = lm(NoPE(), learned=Learned(SHORT * 13))
-    between = lm(NoPE(), learned=Learned(SHORT * 13, factor=13.0))
+    # of vectors for 2,176 tokens training shows 128; interpolated, all of a text lies among these
+    learned = lm(NoPE(), learned=Learned(SHORT * 17))
+    between = lm(NoPE(), learned=Learned(SHORT * 17, factor=17.0))
     variants["learned"] = replace(base, model=learned)
     variants["learned_interpolated"] = replace(
         base, model=between, train=zero_shot, init_from="learned"

@@ -28,13 +28,14 @@ from lcx.mixers import (
     SoftmaxAttention,
 )
 from lcx.model import LM, Block
-from lcx.optim import AdamW
+from lcx.optim import Muon
 from lcx.protocols import Recall
 from lcx.sparsity import TopBlocks, Window
 from lcx.types import Half
 
 DATA = MQAR(pairs=(2, 4, 8, 16), vocab=64)
-TRAIN = Train(length=128, batch=16, steps=1000, optimizer=AdamW(peak=3e-3, warmup=50))
+OPTIMIZER = Muon(peak=1e-2, schedule="wsd", final=0.0)
+TRAIN = Train(length=128, batch=16, steps=3000, optimizer=OPTIMIZER)
 EVALUATION = Recall((16, 32, 64, 128), documents=64)
 
 
