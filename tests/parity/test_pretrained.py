@@ -121,7 +121,7 @@ def test_longchat_s_recipe_takes_a_published_model_and_conversations(tmp_path, t
     monkeypatch.setenv("LONGCHAT_RATIO", "2")
     file, out = ROOT / "experiments" / "longchat.py", tmp_path / "runs"
     made = load(file).experiments
-    assert made["base"].evaluation.contexts == (128, 256)
+    assert made["base"].evaluation.contexts == (16, 32, 64, 128, 256)  # from an eighth of 128
     assert made["longchat"].model.pattern[0].mixer.position == RoPE(scaling=Linear(2.0))
     compare_command(file, out=out, only="longchat", assignments=("train.steps=2",))
     report = json.loads((out / "report" / "report.json").read_text())
