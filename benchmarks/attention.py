@@ -8,19 +8,18 @@ each counts. A ratio above 1: lcx is faster.
 """
 
 import os
-import time
 
 import jax
 import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.turns import fastest
 from lcx.ops.attention import attention
 from lcx.start import huge_pages
 
 HEADS, WIDTH, TOKENS = 4, 64, 8192
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-ROUNDS, CALLS = 5, 3
 
 
 def ours(q, k, v):
@@ -43,20 +42,6 @@ def theirs(q, k, v):
             return attend()
 
     return forward, lambda: torch.autograd.grad(attend(), (q, k, v), ones)
-
-
-def fastest(*calls) -> list[float]:
-    """Seconds of the fastest call of each, in turns."""
-    best = [np.inf] * len(calls)
-    for call in calls:
-        call()
-    for _ in range(ROUNDS):
-        for i, call in enumerate(calls):
-            for _ in range(CALLS):
-                began = time.perf_counter()
-                call()
-                best[i] = min(best[i], time.perf_counter() - began)
-    return best
 
 
 def main() -> None:

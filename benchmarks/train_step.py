@@ -20,6 +20,7 @@ import torch
 import transformers
 from flax import nnx
 
+from benchmarks.turns import fastest
 from lcx.experiment import Experiment
 from lcx.layers import SwiGLU
 from lcx.mixers import SoftmaxAttention
@@ -33,7 +34,6 @@ from tests.parity.test_llama import NAMES
 WIDTHS = {128: 352, 256: 704}
 """Hidden width of the gated MLP by width of the model."""
 LAYERS, HEAD_WIDTH, VOCAB, LENGTH, BATCH = 4, 64, 257, 512, 8
-ROUNDS, STEPS = 6, 3
 OPTIMIZER = AdamW(peak=1e-3, warmup=0, schedule="constant")
 
 
@@ -122,20 +122,6 @@ class Lcx:
         return loss
 
 
-def fastest(*runners, clock=time.perf_counter) -> list[float]:
-    """Seconds of the fastest step of each; they take turns."""
-    best = [np.inf] * len(runners)
-    for runner in runners:
-        runner.step()
-    for _ in range(ROUNDS):
-        for i, runner in enumerate(runners):
-            for _ in range(STEPS):
-                began = clock()
-                runner.step()
-                best[i] = min(best[i], clock() - began)
-    return best
-
-
 def measure(width: int) -> None:
     """Print the rows of one width."""
     rng = np.random.default_rng(0)
@@ -149,19 +135,19 @@ def measure(width: int) -> None:
     first = theirs.step(), ours.step()
     assert abs(first[0] - first[1]) < 1e-4, f"not the same model: losses {first}"
 
-    slow, fast = fastest(theirs, ours)
+    slow, fast = fastest(theirs.step, ours.step)
     each = BATCH * LENGTH
     print(f"d {width}, {LAYERS} layers, T {LENGTH}, B {BATCH}, fp32, {os.cpu_count()} cores")
     print(f"torch {1e3 * slow:7.1f} ms   {each / slow:8,.0f} tokens/s")
     print(f"lcx   {1e3 * fast:7.1f} ms   {each / fast:8,.0f} tokens/s   ratio {slow / fast:.2f}")
-    both = Lcx(model, tokens), Lcx(model, tokens, optimizer=Muon())
+    both = Lcx(model, tokens).step, Lcx(model, tokens, optimizer=Muon()).step
     for clock in (time.perf_counter, time.process_time):
         adamw, muon = fastest(*both, clock=clock)
         print(f"Muon's step over AdamW's, by {clock.__name__}: {muon / adamw:.3f}")
     parts = {
-        "attention": Lcx(lm(width, Nothing(), mlp), tokens),
-        "gated MLP": Lcx(lm(width, attention, Nothing()), tokens),
-        "both": Lcx(lm(width, Nothing(), Nothing()), tokens),
+        "attention": Lcx(lm(width, Nothing(), mlp), tokens).step,
+        "gated MLP": Lcx(lm(width, attention, Nothing()), tokens).step,
+        "both": Lcx(lm(width, Nothing(), Nothing()), tokens).step,
     }
     for name, seconds in zip(parts, fastest(*parts.values()), strict=True):
         print(f"lcx without {name:10s} {1e3 * seconds:7.1f} ms")

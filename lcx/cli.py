@@ -255,7 +255,7 @@ def _told(error: Exception) -> str | None:
     if isinstance(error, ERRORS):
         lines = own_lines(error)
         where = f" ({lines[-1].filename}, line {lines[-1].lineno})" if lines else ""
-        return f"[bold red]error:[/] {escape(str(error))}{where}"
+        return f"[bold red]error:[/] {escape(f'{error}{where}')}"
     if (text := shown(error)) is None:
         return None
     return f"{escape(text)}\n[dim]LCX_TRACEBACK=1 shows the lines of lcx and JAX, too[/]"

@@ -24,7 +24,7 @@ def draw_measure(report: Report, look: Look, narrow: bool) -> "Figure":
     """The report's measure against context length, with bands."""
     fig, ax = canvas(narrow)
     measure = measure_in(report)
-    length_axis(ax, context_lengths(report), f"context length ({context_unit(report)})", narrow)
+    _context_axis(ax, report, narrow)
     points = levels(report)
     if measure.name == "accuracy":
         top = 1.03
@@ -55,7 +55,7 @@ def _draw_comparison(
     """Curves relative to `what`, around the line of equal values."""
     fig, ax = canvas(narrow)
     measure = measure_in(report)
-    length_axis(ax, context_lengths(report), f"context length ({context_unit(report)})", narrow)
+    _context_axis(ax, report, narrow)
     top = _comparison_axis(ax, points, measure, look, what)
     write = ratio if measure.compared == "ratio" else signed
     _draw_curves(fig, ax, report, points, top, write, look, narrow)
@@ -95,6 +95,11 @@ def _draw_curves(
             ax.plot(x[above], np.full(above.sum(), top), **edge, markersize=9)
         ends.append((x[-1], y[-1]))
     name_curves(fig, ax, look, narrow, list(report["variants"]), ends, write)
+
+
+def _context_axis(ax: "Axes", report: Report, narrow: bool) -> None:
+    label = f"context length ({context_unit(report)})"
+    length_axis(ax, context_lengths(report), label, narrow)
 
 
 def _mark_trained(ax: "Axes", report: Report, look: Look) -> None:

@@ -1,7 +1,7 @@
 """What a report's page says of its numbers: only what these allow."""
 
 from lcx.metrics import ACCURACY
-from lcx.summary import Report, context_unit, measure_in
+from lcx.summary import Report, context_lengths, context_unit, measure_in
 from lcx.tables import interval
 from lcx.wording import listed, plural, short_number
 
@@ -89,7 +89,7 @@ def ties_in_words(report: Report) -> str:
 
 def gains_in_words(report: Report) -> str:
     """What the picture and the table of gains show."""
-    shortest = min(p["context"] for v in report["variants"].values() for p in v["contexts"])
+    shortest = context_lengths(report)[0]
     side = "Below" if measure_in(report).best is min else "Above"
     return (
         f"{_compared(report)} the same variant's at {shortest:,} {context_unit(report)}, over the "

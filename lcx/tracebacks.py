@@ -5,12 +5,15 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-LIBRARIES = tuple(
-    Path(folder).resolve()
-    for folder in {*sysconfig.get_paths().values(), str(Path(__file__).parent), sys.argv[0]}
-    if folder
-)
-"""Python's own, those that are installed, lcx, and the command that started."""
+_FOLDERS = ("stdlib", "platstdlib", "purelib", "platlib")
+LIBRARIES = {
+    Path(place).resolve()
+    for place in (*map(sysconfig.get_path, _FOLDERS), Path(__file__).parent, sys.argv[0])
+}
+"""Python's own, those that are installed, lcx, and the command that started.
+
+Not Python's prefix: a user's files may lie in the folder of their virtual environment.
+"""
 
 
 def own_lines(error: BaseException) -> list[traceback.FrameSummary]:

@@ -51,7 +51,12 @@ HYBRID = LM(
 
 @pytest.fixture(scope="module")
 def params():
-    fresh = jax.jit(HYBRID.init)(jax.random.key(0))
+    return moved(HYBRID)
+
+
+def moved(model: LM):
+    """Parameters away from their first values, of which some are zero."""
+    fresh = jax.jit(model.init)(jax.random.key(0))
     return jax.tree.map(lambda a: a + 0.2 * jnp.sin(jnp.arange(a.size)).reshape(a.shape), fresh)
 
 
@@ -114,8 +119,7 @@ def test_a_hybrid_trains_streams_and_decodes(name, tokens):
 def test_rwkv7_mixes_the_first_layers_values_into_the_later_ones(tokens):
     """Written out: the second layer, told the first one's values, is the model's second layer."""
     model = LM(vocab=50, width=16, pattern=(Block(RWKV7(heads=2), SMALL),), repeats=2)
-    params = jax.jit(model.init)(jax.random.key(0))
-    params = jax.tree.map(lambda a: a + 0.2 * jnp.sin(jnp.arange(a.size)).reshape(a.shape), params)
+    params = moved(model)
     ctx = Context.of(jnp.arange(40)[None])
     x = params.embed(tokens)
     block, mixer = model.pattern[0], model.pattern[0].mixer
@@ -157,7 +161,7 @@ def test_a_hybrid_streams_packed_rows_as_it_reads_them_whole(params, tokens, pac
 @pytest.mark.parametrize("model", [HYBRID, DEEP], ids=["hybrid", "deep"])
 def test_a_loop_and_rematerialisation_change_no_gradient(model, tokens, remat):
     """Those of the layers one by one, as streaming has them, are the reference."""
-    params = jax.jit(model.init)(jax.random.key(0))
+    params = moved(model)
 
     def gradients(model, state=None):
         return jax.jit(jax.grad(lambda p: model(p, tokens, state=state)[0].std()))(params)

@@ -89,7 +89,7 @@ class TokenizerFile:
     BOS is the first of `BOS_NAMES` that it knows. What would change the text is left out: Unicode
     normalisation (NFC), which some have, and the space that Llama 1 and 2 put before the first
     word. Raises ValueError on a file that holds no tokenizer, one without a BOS, or one that does
-    not give back every byte.
+    not give back every byte of UTF-8.
     """
 
     path: str
