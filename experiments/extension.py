@@ -22,7 +22,7 @@ nothing.
 
 After the fine-tune RoPE without scaling is nearly as good as the scalings up to the new length
 (10.0 at 512 tokens, they 9.2 to 9.5, interpolation 13.0). All have lost at the shortest contexts:
-20 to 21 at 16 tokens in place of 18. Beyond the new length YaRN and Llama 3 break at once; dynamic
+20 to 24 at 16 tokens in place of 18. Beyond the new length YaRN and Llama 3 break at once; dynamic
 YaRN goes on (9.1 at 1,024, 9.9 at 2,048). Tuned at 2,048 both kinds of YaRN gain to the end, to
 9.05; interpolation stays poor. PoSE, on rows of 128 tokens, loses nothing at short contexts and is
 near YaRN's own fine-tune at 256 and 512.
@@ -30,8 +30,8 @@ near YaRN's own fine-tune at 256 and 512.
 Of the schemes from the start, ALiBi gains to 256 tokens and is level from there, behind RoPE at 128
 (12.2); xPos worsens slowly, to 16.7 at 2,048. Without positions a model learns slowly, gains to 64
 tokens and drifts from there. Positions at random teach far distances and hardly any near ones: poor
-at once (27), and nearly level. Learned vectors are learnt slowly (15.6 at 128) and are noise
-beyond; read between, they are poor (32) and nearly level.
+at once (27), and 36 at 2,048. Learned vectors are learnt slowly (15.6 at 128) and are noise beyond;
+read between, they are poor, 32 to 41.
 """
 
 from dataclasses import replace

@@ -16,7 +16,7 @@ your own texts the place of the library's, when the environment says where they 
 
 A fine-tune of 7 B parameters takes a mesh: `--set mesh.fsdp=8`.
 
-Cost: about 12 minutes on 2 cores. The numbers are in `LOG.md`.
+Cost: 10 minutes of processor time. The numbers are in `LOG.md`.
 
 Expected, and measured, of one training: the base gains by reading up to the 128 tokens of its
 training (perplexity 28.9 at 16 tokens, 17.1 at 128) and worsens at every doubling after, to 62.4 at
