@@ -9,8 +9,9 @@ read through a window, and stretched four times by YaRN, as it is and after a sh
 Cost: about 9 minutes on 2 cores, 1.6 million tokens a model.
 
 Expected (`pytest -m quickstart` checks a run):
-- softmax attention with RoPE gains 8% or more by reading 128 tokens in place of 16, and loses all
-  of that at four times 128; a window over the same weights keeps it, and gains no more;
+- softmax attention with RoPE gains 8% or more by reading 128 tokens in place of 16; at four times
+  128 no gain is left, and at eight times it is worse than after 16 tokens. A window over the same
+  weights keeps the gain, and gains no more;
 - YaRN keeps most of it to four times the length, and a fine-tune there is the best of all;
 - linear attention worsens with length, and RWKV-4 holds what it has.
 Much of what softmax attention gains comes at once, where it learns to find what stands earlier in a
