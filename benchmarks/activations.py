@@ -13,18 +13,19 @@ import sys
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
-from lcx.compiled import measure
+from lcx.block import Block
 from lcx.experiment import Experiment, Train
-from lcx.mesh import Mesh
 from lcx.mixers import MIXERS, SoftmaxAttention
-from lcx.model import LM, Block
-from lcx.types import Half
+from lcx.model import LM
+from lcx.parallel.mesh import Mesh
+from lcx.planning.compiled import measure
+from lcx.types import Sublayer
 
 TOKENS = 2**14
 COUNTS = (1, 2, 4, 8)
 
 
-def temporaries(mixer: Half, seq: int) -> float:
+def temporaries(mixer: Sublayer, seq: int) -> float:
     """Megabytes."""
     model = LM(width=64, pattern=(Block(mixer),), repeats=2, remat="block")
     train = Train(length=seq * TOKENS, batch=1)

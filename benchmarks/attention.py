@@ -15,8 +15,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.turns import fastest
+from lcx.command.start import huge_pages
 from lcx.ops.attention import attention
-from lcx.start import huge_pages
 
 HEADS, WIDTH, TOKENS = 4, 64, 8192
 LENGTHS = (512, 1024, 2048, 4096, 8192)

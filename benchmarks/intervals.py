@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import stdtrit
 from scipy.stats import false_discovery_control
 
-from lcx.intervals import difference, mean, told_apart
+from lcx.evaluation.intervals import difference, mean, told_apart
 
 DRAWS, RESAMPLES = 1000, 400
 CASES = {  # SD of a seed, of a document, of both together

@@ -13,12 +13,13 @@ import time
 import jax
 import numpy as np
 
-from lcx.evaluate import Job, Streamer
-from lcx.mesh import Mesh
+from lcx.block import Block
+from lcx.command.start import huge_pages
+from lcx.evaluation.evaluate import Job, Scorer
 from lcx.mixers import SoftmaxAttention
-from lcx.model import LM, Block
+from lcx.model import LM
+from lcx.parallel.mesh import Mesh
 from lcx.protocols import SameTargets, Text
-from lcx.start import huge_pages
 
 MODEL = LM(width=128, pattern=(Block(SoftmaxAttention(heads=4)),), repeats=3)
 
@@ -28,11 +29,13 @@ def main() -> None:
     tokens = context + 64
     ids = np.random.default_rng(0).integers(0, 256, tokens).astype(np.int32)
     text = Text("random", ids, np.arange(tokens), ((context, tokens),))
-    jobs = [Job(0, w) for w in SameTargets(contexts=(context,)).windows(text, bos=256)]
+    protocol = SameTargets(contexts=(context,))
+    jobs = [Job(0, w) for w in protocol.excerpts(text, bos=256)]
     params = jax.jit(MODEL.init)(jax.random.key(0))
     began = time.perf_counter()
-    streamer = Streamer(MODEL, params, Mesh())
-    (_, nll, _), *_ = streamer.score(jobs)
+    (job, scores), *_ = Scorer(protocol, MODEL, params, Mesh()).score(jobs)
+    (score,) = job.excerpt.scores
+    nll = scores["nll"][score.first : score.last]
     seconds = time.perf_counter() - began
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"context {context}: {seconds:.1f} s, {most:.2f} GB resident, nll {nll.sum() / 64:.3f}")

@@ -19,6 +19,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from lcx.command.start import huge_pages
+from lcx.kernels import FASTEST_THERE_IS, Kernels
 from lcx.ops.attention import attention
 from lcx.ops.delta_rule import delta_rule, diagonal_delta_rule
 from lcx.ops.gated_linear_attention import gated_linear_attention
@@ -26,9 +28,8 @@ from lcx.ops.linear_attention import linear_attention
 from lcx.ops.lru import lru
 from lcx.ops.wkv import wkv4
 from lcx.positions import ALiBi, DynamicNTK, NoPE, RoPE, XPos
-from lcx.sparsity import Full, SelfExtend, ShiftedGroups, TopBlocks, Window
+from lcx.sparsity import Full, Request, SelfExtend, ShiftedGroups, TopBlocks, Window
 from lcx.spec import describe
-from lcx.start import huge_pages
 from lcx.types import Context
 
 H, K = 2, 64
@@ -70,18 +71,21 @@ def recurrences(T: int) -> dict:
         "linear_attention": (linear_attention, qkv | {"g": head}),
         "gated_linear_attention": (gated_linear_attention, qkv | {"g": feature}),
         "delta_rule": (delta_rule, qkv | {"k": unit, "beta": rate, "g": head}),
-        "diagonal_delta_rule": (partial(diagonal_delta_rule, strongest=-0.6065), qkv | replaced),
+        "diagonal_delta_rule": (
+            partial(diagonal_delta_rule, min_log_decay=-0.6065),
+            qkv | replaced,
+        ),
         "wkv4": (wkv4, {"w": -jnp.ones(H * K), "u": jnp.ones(H * K), "k": channel, "v": channel}),
         "lru": (lru, {"x": channel, "g": rates(1, T, H * K)}),
     }
 
 
-def seconds(op, arguments, implementation=None) -> float:
+def seconds(op, arguments, kernels=FASTEST_THERE_IS) -> float:
     """Of the forward and backward pass, by all arguments."""
 
     def f(*args):
         named = dict(zip(arguments, args, strict=True))
-        return op(**named, implementation=implementation)[0]
+        return op(**named, kernels=kernels)[0]
 
     return best(gradients(f), *arguments.values())
 
@@ -100,7 +104,7 @@ def flat() -> None:
 
         def attend(T, sparsity=sparsity):
             ctx = Context.of(jnp.arange(T)[None])
-            run = gradients(lambda q, k, v: sparsity(q, k, v, ctx, NoPE(), None, None)[0])
+            run = gradients(lambda *qkv: sparsity(Request(*qkv, ctx, NoPE())).o)
             return best(run, *(normal(1, T, H, K, seed=s) for s in range(3)))
 
         show(repr(sparsity), attend)
@@ -110,8 +114,8 @@ def by_chunks() -> None:
     """Each op's fast form against the token by token one."""
     print(f"\n{'fast form against token by token, 8,192':40}{'ms':>10}{'ratio':>8}")
     for name, (op, arguments) in recurrences(8192).items():
-        fast = seconds(op, arguments, {lru: "parallel", wkv4: "scaled"}.get(op, "chunked"))
-        plain = seconds(op, arguments, "reference")
+        fast = seconds(op, arguments, Kernels("xla"))
+        plain = seconds(op, arguments, Kernels("reference"))
         print(f"{name:40}{1e3 * fast:10.1f}{plain / fast:8.1f}", flush=True)
 
 
@@ -131,7 +135,7 @@ def positions() -> None:
     qkv = tuple(normal(1, T, H, K, seed=s) for s in range(3))
 
     def attend(position, sparsity):
-        return gradients(lambda q, k, v: sparsity(q, k, v, ctx, position, None, None)[0])
+        return gradients(lambda *qkv: sparsity(Request(*qkv, ctx, position)).o)
 
     def jax_alibi(q, k, v):
         at = jnp.arange(T)

@@ -21,13 +21,15 @@ import transformers
 from flax import nnx
 
 from benchmarks.turns import fastest
+from lcx.block import Block
+from lcx.command.start import huge_pages
 from lcx.experiment import Experiment
 from lcx.layers import SwiGLU
 from lcx.mixers import SoftmaxAttention
-from lcx.model import LM, Block
+from lcx.model import LM
 from lcx.optim import AdamW, Muon, Optimizer
-from lcx.start import huge_pages
-from lcx.train import TrainState, make_step
+from lcx.training.loop import TrainState, make_step
+from lcx.types import Batch, Output
 from tests.parity.against_torch import to_lcx
 from tests.parity.test_llama import NAMES
 
@@ -39,16 +41,16 @@ OPTIMIZER = AdamW(peak=1e-3, warmup=0, schedule="constant")
 
 @dataclass(frozen=True)
 class Nothing:
-    """Half a block that does nothing."""
+    """A sublayer that does nothing."""
 
     def init(self, dims, rngs):
         return nnx.Dict()
 
     def init_state(self, dims, batch, capacity):
-        return {}
+        return ()
 
     def __call__(self, params, x, ctx, state=None):
-        return x, state
+        return Output(x, state)
 
 
 def lm(width, mixer, channel) -> LM:
@@ -106,12 +108,8 @@ class Lcx:
         params = jax.jit(model.init)(jax.random.key(0)) if params is None else params
         self.state = TrainState(params, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32))
         position = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), tokens[0].shape)
-        self.batch = {
-            "tokens": tokens[0],
-            "targets": tokens[1],
-            "positions": position,
-            "segments": np.ones_like(position),
-        }
+        ones = np.ones_like(position)
+        self.batch = Batch(tokens[0], position, ones, targets=tokens[1])
         experiment = replace(Experiment(), model=model)
         self._step = jax.jit(make_step(experiment, optimizer), donate_argnums=0)
 

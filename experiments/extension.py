@@ -36,31 +36,37 @@ read between, they are poor, 32 to 41.
 
 from dataclasses import replace
 
-from lcx.data import BPE, Data
-from lcx.experiment import Experiment, Experiments, Train
-from lcx.mixers import SoftmaxAttention
-from lcx.model import LM, Block
-from lcx.optim import Muon
-from lcx.positions import (
+from lcx import (
+    BPE,
+    LM,
     NTK,
     ALiBi,
+    Block,
+    Data,
     DynamicNTK,
     DynamicYaRN,
+    Experiment,
+    Experiments,
+    Full,
     Learned,
-    Linear,
     Llama3,
     LongRoPE,
+    Muon,
     NoPE,
     PoSE,
-    PositionScheme,
+    PositionInterpolation,
     Randomised,
     RoPE,
-    Scaling,
+    SameTargets,
+    SelfExtend,
+    SoftmaxAttention,
+    Train,
+    Window,
     XPos,
     YaRN,
 )
-from lcx.protocols import SameTargets
-from lcx.sparsity import Full, SelfExtend, Sparsity, Window
+from lcx.positions import PositionScheme, Scaling
+from lcx.sparsity import Sparsity
 
 SHORT, LONG = 128, 512
 CONTEXTS = (16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -89,7 +95,7 @@ def long_rope(factor: float) -> LongRoPE:
 def scalings(factor: float) -> dict[str, Scaling]:
     """Every scaling by a fixed factor. Eight turns within 128 tokens are fast ones."""
     return {
-        "interpolation": Linear(factor),
+        "interpolation": PositionInterpolation(factor),
         "ntk": NTK(factor),
         "yarn": YaRN(factor, original=SHORT, beta_fast=8.0),
         "llama3": Llama3(factor, original=SHORT),

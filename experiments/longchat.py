@@ -35,14 +35,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lcx.data import BPE, Conversations, Data, PythonCorpus, Source, TextFiles, TokenizerFile
-from lcx.experiment import Experiment, Experiments, Train
-from lcx.mixers import SoftmaxAttention
-from lcx.model import LM, Block
-from lcx.optim import AdamW, Muon, Optimizer
-from lcx.positions import Linear, RoPE
-from lcx.pretrained import Pretrained
-from lcx.protocols import SameTargets
+from lcx import (
+    BPE,
+    LM,
+    AdamW,
+    Block,
+    Conversations,
+    Data,
+    Experiment,
+    Experiments,
+    Muon,
+    PositionInterpolation,
+    Pretrained,
+    PythonCorpus,
+    RoPE,
+    SameTargets,
+    SoftmaxAttention,
+    TextFiles,
+    TokenizerFile,
+    Train,
+)
+from lcx.data import Source
+from lcx.optim import Optimizer
 
 
 class Start(NamedTuple):
@@ -102,7 +116,7 @@ def experiments() -> Experiments:
     evaluation = SameTargets(tuple(contexts), documents=24)
 
     as_it_was = start.model(start.position)
-    condensed = start.model(replace(start.position, scaling=Linear(float(ratio))))
+    condensed = start.model(replace(start.position, scaling=PositionInterpolation(float(ratio))))
     base = Experiment(as_it_was, start.data, start.train, evaluation, init_from=start.init_from)
     # cut at the new length; all that are asked for are long
     documents = replace(start.data, at_least=contexts[-1])

@@ -15,12 +15,19 @@ sequence, take more than the activations. Softmax attention does 39 times the op
 and sends 47 times the bytes; compute binds both. RWKV-7's activations are twice as large.
 """
 
-from lcx.experiment import Experiment, Experiments, Train
-from lcx.layers import LayerNorm, RWKV7ChannelMix
-from lcx.mesh import Mesh
-from lcx.mixers import RWKV7, SoftmaxAttention
-from lcx.model import LM, Block
-from lcx.types import Policy
+from lcx import (
+    LM,
+    RWKV7,
+    Block,
+    Experiment,
+    Experiments,
+    LayerNorm,
+    Mesh,
+    Policy,
+    RWKV7ChannelMix,
+    SoftmaxAttention,
+    Train,
+)
 
 TRAIN = Train(length=2**20, batch=1)
 MESH = Mesh(seq=256)

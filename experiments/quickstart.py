@@ -22,15 +22,25 @@ seeds 0 and 1, which gain 41 and 40% on Python 3.11's library, and not within th
 
 from dataclasses import replace
 
-from lcx.data import BPE, Data
-from lcx.experiment import Experiment, Experiments, Train
-from lcx.layers import LayerNorm, RWKVChannelMix
-from lcx.mixers import RWKV4, LinearAttention, SoftmaxAttention
-from lcx.model import LM, Block
-from lcx.optim import Muon
-from lcx.positions import RoPE, YaRN
-from lcx.protocols import SameTargets
-from lcx.sparsity import Window
+from lcx import (
+    BPE,
+    LM,
+    RWKV4,
+    Block,
+    Data,
+    Experiment,
+    Experiments,
+    LayerNorm,
+    LinearAttention,
+    Muon,
+    RoPE,
+    RWKVChannelMix,
+    SameTargets,
+    SoftmaxAttention,
+    Train,
+    Window,
+    YaRN,
+)
 
 DATA = Data(tokenizer=BPE(1024))
 OPTIMIZER = Muon(peak=1e-2, schedule="wsd", final=0.0)

@@ -21,22 +21,26 @@ keep is not shown here. Short examples bring the binding first: with 2, 4, 8 and
 stayed at the guess for 3,000 steps.
 """
 
-from lcx.data import MQAR
-from lcx.experiment import Experiment, Experiments, Train
-from lcx.mixers import (
+from lcx import (
+    LM,
+    MQAR,
     RWKV7,
+    Block,
     DeltaNet,
+    Experiment,
+    Experiments,
     GatedConv,
     LinearAttention,
     Mamba2,
+    Muon,
+    Recall,
     RetNet,
     SoftmaxAttention,
+    TopBlocks,
+    Train,
+    Window,
 )
-from lcx.model import LM, Block
-from lcx.optim import Muon
-from lcx.protocols import Recall
-from lcx.sparsity import TopBlocks, Window
-from lcx.types import Half
+from lcx.types import Sublayer
 
 DATA = MQAR(pairs=(1, 2, 3, 4, 6, 8, 12, 16), vocab=64)
 OPTIMIZER = Muon(peak=1e-2, schedule="wsd", final=0.0)
@@ -44,7 +48,7 @@ TRAIN = Train(length=128, batch=16, steps=1500, optimizer=OPTIMIZER)
 EVALUATION = Recall((16, 32, 64, 128), documents=64)
 
 
-def variant(mixer: Half) -> Experiment:
+def variant(mixer: Sublayer) -> Experiment:
     """Two layers of width 64: a convolution, which ties a value to its key, and the mixer."""
     model = LM(vocab=65, width=64, pattern=(Block(GatedConv()), Block(mixer)), repeats=1)
     return Experiment(model, DATA, TRAIN, EVALUATION)

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 PREEMPTED = 75
-"""What a process ends with that was told to end and has saved its work."""
+"""What a process ends with that was asked to end and has saved its work."""
 
 PORT = 8476
 

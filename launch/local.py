@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 PREEMPTED = 75
-"""What a process ends with that was told to end and has saved its work."""
+"""What a process ends with that was asked to end and has saved its work."""
 
 GRACE = 7
 """Seconds that the others have to end by themselves when one has failed. lcx itself takes 5."""

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 PREEMPTED = 75
-"""What a process ends with that was told to end and has saved its work."""
+"""What a process ends with that was asked to end and has saved its work."""
 
 ROOT = Path(__file__).parents[1]
 

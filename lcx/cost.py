@@ -1,17 +1,27 @@
-"""What a variant takes, told from its specification alone: nothing is trained, no array is made."""
+"""What a variant takes, by its specification alone: nothing is trained, no array is made."""
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TypedDict
 
 import jax
 
-from lcx.metrics import Cost
 from lcx.model import LM, count_parameters
-from lcx.types import Mixer, tree_bytes
+from lcx.types import CountsFlops, tree_bytes
+
+
+class Cost(TypedDict):
+    """What a variant takes, as far as its specification tells."""
+
+    parameters: int
+    training_flops: float | None
+    """Per token of training, forward and backward; a multiply-add counts as two. None: unknown."""
+    state_bytes: dict[str, int]
+    """What decoding one text keeps, by its length in tokens (as JSON has it: a string)."""
 
 
 def cost_of(model: LM, train_len: int, lengths: Sequence[int]) -> Cost:
-    """Parameters, training FLOPs a token, and the state of decoding a text of each length."""
+    """Parameters, training FLOPs per token, and the state of decoding a text of each length."""
     return Cost(
         parameters=count_parameters(model),
         training_flops=training_flops(model, train_len),
@@ -20,7 +30,7 @@ def cost_of(model: LM, train_len: int, lengths: Sequence[int]) -> Cost:
 
 
 def training_flops(model: LM, length: int) -> float | None:
-    """FLOPs a token of a training step on texts of `length` tokens; a multiply-add is two.
+    """FLOPs per token of a training step on texts of `length` tokens; a multiply-add is two.
 
     Every parameter takes part in one multiply-add a token, except the embedding, which is looked
     up (as a tied head, it does); to these the mixers add what mixing takes. The backward pass costs
@@ -31,7 +41,7 @@ def training_flops(model: LM, length: int) -> float | None:
     weights = 2.0 * (count_parameters(model) - lookup)
     mixing = 0.0
     for block in model.pattern:
-        if not isinstance(block.mixer, Mixer):
+        if not isinstance(block.mixer, CountsFlops):
             return None
         mixing += model.repeats * block.mixer.mixing_flops(model.dims, length)
     return 3 * (weights + mixing)

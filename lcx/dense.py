@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from lcx.types import Dims
 
 Axes = tuple[str | None, str | None]
-"""Logical names of a weight's input and output axes; `lcx.mesh.RULES` maps them to the mesh."""
+"""Logical names of a weight's input and output axes, which `lcx.parallel.mesh.RULES` maps."""
 
 Kind = Literal["matrix", "table", "vector"]
 """What a parameter is to an optimizer, declared where it is made, in its metadata as `kind`.
@@ -94,7 +94,7 @@ def linear(
 def residual(dims: Dims, inputs: int, axes: Axes, rngs: nnx.Rngs) -> Linear:
     """The projection back into the residual stream, N(0, 1 / (2 L inputs)).
 
-    Smaller by sqrt(2L), so that the sum over L layers of two halves each keeps its variance
+    Smaller by sqrt(2L), so that the sum over L layers of two sublayers each keeps its variance
     (GPT-2, Radford et al. 2019, section 2.3).
     """
     return linear(dims, inputs, dims.model, axes, rngs, normal((2 * dims.layers * inputs) ** -0.5))

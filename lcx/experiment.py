@@ -9,18 +9,21 @@ from pathlib import Path
 import jax
 
 from lcx import spec
+from lcx.block import Block
 from lcx.data import SOURCES, TASKS, TOKENIZERS, Data, Task, Texts
 from lcx.dense import nearest_divisors
 from lcx.layers import CHANNELS, NORMS
-from lcx.mesh import RULES, Mesh, make_mesh, shardings
+from lcx.losses import LOSSES, CrossEntropy, Loss
 from lcx.mixers import MIXERS
-from lcx.model import LM, Block, parameters
+from lcx.model import LM, parameters
 from lcx.optim import OPTIMIZERS, AdamW, Optimizer
+from lcx.parallel.mesh import RULES, Mesh, make_mesh, shardings
 from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, Learned, TrainingPositions
 from lcx.pretrained import Pretrained
 from lcx.protocols import PROTOCOLS, EvaluationProtocol, SameTargets
+from lcx.protocols.base import check_measures
 from lcx.sparsity import SPARSITIES
-from lcx.types import Headed, Policy
+from lcx.types import HasHeads, Policy
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,12 @@ class Train:
     steps: int = 1000
     """0: take the parameters of `init_from` as they are."""
     optimizer: Optimizer = AdamW()
+    loss: Loss = CrossEntropy()
+    """What is minimised."""
     accumulate: int = 1
     """Parts that a batch is cut into, one after the other, to save memory."""
     positions: TrainingPositions | None = None
     """Where tokens are said to stand; None: at 0, 1, 2, ..."""
-    z_loss: float = 0.0
-    """Weight of log(Z)^2, which keeps the softmax's normaliser near 1 (PaLM, section 5)."""
     seed: int = 0
     checkpoint_every: int = 200
     """Steps."""
@@ -54,8 +57,8 @@ class Train:
             raise ValueError(
                 f"Train: evaluate_every must be at least 1 or None, not {self.evaluate_every}"
             )
-        if self.steps < 0 or self.z_loss < 0:
-            raise ValueError("Train: steps and z_loss cannot be negative")
+        if self.steps < 0:
+            raise ValueError(f"Train: steps cannot be negative, not {self.steps}")
         if self.positions is not None and self.positions.longest < self.length:
             raise ValueError(
                 f"Train: positions below {self.positions.longest} do not suffice for a length of "
@@ -122,6 +125,23 @@ class Experiment:
 
 Experiments = dict[str, Experiment]
 
+TABLES: dict[str, dict[str, type]] = {
+    "mixers": MIXERS,
+    "sparsities of softmax attention": SPARSITIES,
+    "positions": POSITIONS,
+    "scalings": SCALINGS,
+    "training positions": TRAINING_POSITIONS,
+    "channel mixers": CHANNELS,
+    "norms": NORMS,
+    "optimizers": OPTIMIZERS,
+    "losses": LOSSES,
+    "tasks": TASKS,
+    "sources": SOURCES,
+    "tokenizers": TOKENIZERS,
+    "evaluation protocols": PROTOCOLS,
+}
+"""All that an experiment can be put together from, by what it is."""
+
 
 def types(experiment: Experiment) -> Mapping[str, type]:
     """Every name that an override of an experiment, or its saved form, may use.
@@ -129,10 +149,8 @@ def types(experiment: Experiment) -> Mapping[str, type]:
     Beside the tables' names these are its own: an experiment file may define mixers of its own.
     """
     plain = (Experiment, Train, LM, Block, Learned, Policy, Mesh, Pretrained)
-    models = (MIXERS, SPARSITIES, POSITIONS, SCALINGS, TRAINING_POSITIONS, CHANNELS, NORMS)
-    tables = (*models, OPTIMIZERS, TASKS, SOURCES, TOKENIZERS, PROTOCOLS)
     names = {c.__name__: c for c in plain}
-    for table in tables:
+    for table in TABLES.values():
         names |= table
     return names | spec.types_of(experiment)
 
@@ -252,6 +270,7 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
     except ValueError as error:
         raise problem("train.optimizer", error) from error
     try:
+        check_measures(experiment.evaluation)
         corpus.check(train.length, experiment.evaluation)
     except ValueError as error:
         raise problem("evaluation", error) from error
@@ -285,10 +304,10 @@ def check_cuts(experiment: Experiment) -> None:
     divides(mesh.seq, "seq", "train.length", train.length)
     divides(mesh.fsdp, "fsdp", "model.width", model.width)
     for place, block in enumerate(model.pattern):
-        for name, half in (("mixer", block.mixer), ("channel", block.channel)):
-            if isinstance(half, Headed):
+        for name, sublayer in (("mixer", block.mixer), ("channel", block.channel)):
+            if isinstance(sublayer, HasHeads):
                 what = f"the heads of model.pattern.{place}.{name}"
-                divides(mesh.model, "model", what, half.head_count(model.dims))
+                divides(mesh.model, "model", what, sublayer.head_count(model.dims))
     for path, leaf in parameters(model).items():
         names = leaf.get_metadata().get("out_sharding") or ()
         for name, size in zip(reversed(names), reversed(leaf.shape), strict=False):

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,25 @@ from flax import nnx
 from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Int, Key
 
-from lcx import seqpar
+from lcx.block import Block, BlockState
 from lcx.dense import linear
-from lcx.layers import Norm, RMSNorm, SwiGLU
-from lcx.mesh import by_rows
-from lcx.mixers import SoftmaxAttention
+from lcx.kernels import Kernels
+from lcx.layers import Norm, RMSNorm
+from lcx.parallel import seqpar
+from lcx.parallel.mesh import by_rows
+from lcx.parallel.seqpar import Shards
 from lcx.positions import Learned
-from lcx.seqpar import Shards
-from lcx.types import Context, Dims, Half, Params, Policy, SharingHalf, State
+from lcx.types import (
+    Aux,
+    Batch,
+    Context,
+    Dims,
+    Handed,
+    Output,
+    Params,
+    Policy,
+    joined,
+)
 
 WRITTEN_OUT = 4
 """Training writes so many repeats of the pattern out, and runs more of them as a loop.
@@ -27,52 +38,16 @@ array and out of it again, which takes up to a sixth of a step on a CPU (decisio
 """
 
 
-@dataclass(frozen=True)
-class Block:
-    """Two halves, each behind a norm and a residual: a token mixer, then a channel mixer."""
+class ModelState(NamedTuple):
+    """What a model remembers of the texts that it reads."""
 
-    mixer: Half = SoftmaxAttention()
-    channel: Half = SwiGLU()
-    norm: Norm = RMSNorm()
-
-    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
-        return nnx.Dict(
-            mixer_norm=self.norm.init(dims, rngs),
-            mixer=self.mixer.init(dims, rngs),
-            channel_norm=self.norm.init(dims, rngs),
-            channel=self.channel.init(dims, rngs),
-        )
-
-    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
-        return {
-            "mixer": self.mixer.init_state(dims, batch, capacity),
-            "channel": self.channel.init_state(dims, batch, capacity),
-        }
-
-    def init_shared(self, x: Float[Array, "B T D"]) -> dict[str, Any]:
-        """What the first layers of each kind of half that shares are given, by its name."""
-        halves = (self.mixer, self.channel)
-        return {type(h).__name__: h.init_shared(x) for h in halves if isinstance(h, SharingHalf)}
-
-    def __call__(
-        self,
-        params: Params,
-        x: Float[Array, "B T D"],
-        ctx: Context,
-        state: State | None,
-        shared: dict[str, Any],
-    ) -> tuple[Float[Array, "B T D"], State | None, dict[str, Any]]:
-        """The residual stream after this block, its state, and what goes on to later blocks."""
-        after, shared = {}, dict(shared)
-        for place in ("mixer", "channel"):
-            half, name = getattr(self, place), type(getattr(self, place)).__name__
-            args = params[place], params[f"{place}_norm"](x), ctx, state and state[place]
-            if isinstance(half, SharingHalf):
-                y, after[place], shared[name] = half.share(*args, shared[name])
-            else:
-                y, after[place] = half(*args)
-            x = x + y
-        return x, None if state is None else after, shared
+    length: Int[Array, " B"]
+    """How long each text will have become at its end."""
+    position: Int[Array, " B"]
+    """Of the next token."""
+    segment: Int[Array, " B"]
+    """The document of the last token; -1 before the first."""
+    layers: list[BlockState]
 
 
 @dataclass(frozen=True)
@@ -85,7 +60,7 @@ class LM:
     """
 
     vocab: int = 257
-    """Number of token ids: 257 for bytes and the document mark."""
+    """Number of token ids: 257 for bytes and the BOS token."""
     width: int = 128
     """D."""
     pattern: tuple[Block, ...] = (Block(),)
@@ -112,7 +87,7 @@ class LM:
 
     @property
     def dims(self) -> Dims:
-        """What the layers are told; each is told its own index besides."""
+        """What the layers are given; each is given its own index besides."""
         return Dims(self.width, layers=len(self.pattern) * self.repeats, policy=self.policy)
 
     def init(self, key: Key[Array, ""]) -> Params:
@@ -152,7 +127,7 @@ class LM:
 
     def init_state(
         self, batch: int, capacity: int, lengths: Int[Array, " B"] | None = None
-    ) -> State:
+    ) -> ModelState:
         """The state before the first token of texts of at most `capacity` tokens.
 
         lengths: how long each text will have become at its end, for position schemes that depend on
@@ -162,92 +137,81 @@ class LM:
             lengths = jnp.full(batch, capacity, jnp.int32)
         if jnp.shape(lengths) != (batch,):
             raise ValueError(f"lengths must be of shape {(batch,)}, not {jnp.shape(lengths)}")
-        return {
-            "length": lengths,
-            "position": jnp.zeros(batch, jnp.int32),
-            "segment": jnp.full(batch, -1, jnp.int32),
-            "layers": [
+        return ModelState(
+            length=lengths,
+            position=jnp.zeros(batch, jnp.int32),
+            segment=jnp.full(batch, -1, jnp.int32),
+            layers=[
                 block.init_state(self.dims, batch, capacity)
                 for _ in range(self.repeats)
                 for block in self.pattern
             ],
-        }
+        )
 
-    def __call__(
-        self,
-        params: Params,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"] | None = None,
-        segments: Int[Array, "B T"] | None = None,
-        state: State | None = None,
-        lengths: Int[Array, " B"] | None = None,
-    ) -> tuple[Float[Array, "B T vocab"], State | None]:
+    def __call__(self, params: Params, batch: Batch, state: ModelState | None = None) -> Output:
         """Logits of the next token (fp32), and the state after the last. See `hidden`."""
-        x, state = self.hidden(params, tokens, positions, segments, state, lengths)
-        return self.logits(params, x), state
+        out = self.hidden(params, batch, state)
+        return out._replace(x=self.logits(params, out.x))
 
     def hidden(
         self,
         params: Params,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"] | None = None,
-        segments: Int[Array, "B T"] | None = None,
-        state: State | None = None,
-        lengths: Int[Array, " B"] | None = None,
+        batch: Batch,
+        state: ModelState | None = None,
         shards: Shards | None = None,
-    ) -> tuple[Float[Array, "B T D"], State | None]:
+    ) -> Output:
         """What the head reads, and the state after the last token (None without a state).
 
-        positions: of the tokens in their documents; None: counted on from the state, or from 0.
-        segments: which document of its row each token belongs to, 0 for padding; None: each row
-        is one document. With a state the tokens continue the text that made it.
-        lengths: of the texts, where a position scheme depends on it; None: T, or the state's.
-        shards: the T tokens are one device's piece of longer texts (`lcx.seqpar.sharded`).
+        With a state the tokens continue the text that made it. shards: the T tokens are one
+        device's piece of longer texts (`lcx.parallel.seqpar.sharded`).
         """
-        batch, length = tokens.shape
+        tokens, positions, segments = batch.tokens, batch.positions, batch.segments
+        rows, length = tokens.shape
         if positions is None:
-            first = jnp.zeros(batch, jnp.int32) if state is None else state["position"]
+            first = jnp.zeros(rows, jnp.int32) if state is None else state.position
             first = first + seqpar.index(shards) * length
             positions = first[:, None] + jnp.arange(length, dtype=jnp.int32)
+        lengths = batch.lengths
         if lengths is None:
-            whole = jnp.full(batch, seqpar.length(length, shards), jnp.int32)
-            lengths = whole if state is None else state["length"]
-        ctx = Context.of(
-            positions,
-            segments,
-            None if state is None else state["segment"],
-            jnp.broadcast_to(lengths[:, None], tokens.shape),
-            shards,
-        )
-        table = seqpar.uncut(params.embed.embedding[...], shards)
+            whole = jnp.full(rows, seqpar.length(length, shards), jnp.int32)
+            whole = whole if state is None else state.length
+            lengths = jnp.broadcast_to(whole[:, None], tokens.shape)
+        before = None if state is None else state.segment
+        ctx = Context.of(positions, segments, before, lengths, shards)
+        ctx = ctx._replace(keys=batch.keys, kernels=Kernels(self.policy.kernels))
+        table = seqpar.replicate(params.embed.embedding[...], shards)
         x = by_rows(table[tokens].astype(self.policy.compute))
         if self.positions:
             x += self.positions(params.positions, positions).astype(x.dtype)
         if self.embed_norm:
             x = params.embed_norm(x)
         if state is None:
-            return params.norm(self._train_layers(params.blocks, x, ctx)), None
-        x, layers = self._stream_layers(params.blocks, x, ctx, state["layers"])
-        segment = jnp.zeros_like(state["segment"]) if segments is None else segments[:, -1]
-        after = {
-            "length": lengths,
-            "position": seqpar.last(positions[:, -1] + 1, shards),
-            "segment": seqpar.last(segment, shards),
-            "layers": layers,
-        }
-        return params.norm(x), after
+            x, aux = self._train_layers(params.blocks, x, ctx)
+            return Output(params.norm(x), None, aux)
+        x, layers, aux = self._stream_layers(params.blocks, x, ctx, state.layers)
+        segment = jnp.zeros_like(state.segment) if segments is None else segments[:, -1]
+        after = ModelState(
+            length=lengths[:, -1],
+            position=seqpar.last(positions[:, -1] + 1, shards),
+            segment=seqpar.last(segment, shards),
+            layers=layers,
+        )
+        return Output(params.norm(x), after, aux)
 
     def _train_layers(
         self, params: nnx.List, x: Float[Array, "B T D"], ctx: Context
-    ) -> Float[Array, "B T D"]:
+    ) -> tuple[Float[Array, "B T D"], Aux]:
         """The pattern, `repeats` times: written out, or one compiled loop."""
 
-        def pattern(carry, params):
-            x, shared = carry
+        def pattern(carry, layers):
+            (x, handed), (params, repeat) = carry, layers
+            auxes = []
             for place, block in enumerate(self.pattern):
-                x, _, shared = block(params[place], x, ctx, None, shared)
-                x = by_rows(x)
-            return (x, shared), None
+                own = ctx.drawing(repeat * len(self.pattern) + place)
+                out, handed = block(params[place], x, own, None, handed)
+                x = by_rows(out.x)
+                auxes.append(out.aux)
+            return (x, handed), joined(*auxes)
 
         match self.remat:
             case "none":
@@ -258,23 +222,30 @@ class LM:
                 policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
                 pattern = jax.checkpoint(pattern, policy=policy)
         together = self.repeats if self.repeats <= WRITTEN_OUT else 1
-        (x, _), _ = jax.lax.scan(pattern, (x, self._init_shared(x)), params, unroll=together)
-        return x
+        layers = params, jnp.arange(self.repeats)
+        (x, _), stacked = jax.lax.scan(pattern, (x, self._handed(x)), layers, unroll=together)
+        penalty = None if stacked.penalty is None else stacked.penalty.sum()
+        reports = {n: a.reshape(-1, *a.shape[2:]) for n, a in stacked.reports.items()}
+        return x, Aux(reports, penalty)
 
     def _stream_layers(
-        self, params: nnx.List, x: Float[Array, "B T D"], ctx: Context, state: list[State]
-    ) -> tuple[Float[Array, "B T D"], list[State | None]]:
+        self, params: nnx.List, x: Float[Array, "B T D"], ctx: Context, state: list[BlockState]
+    ) -> tuple[Float[Array, "B T D"], list[BlockState], Aux]:
         """The layers one by one: a loop would copy every layer's state, a key cache whole."""
-        after, shared = [], self._init_shared(x)
+        after, auxes, handed = [], [], self._handed(x)
         for layer, before in enumerate(state):
             repeat, place = divmod(layer, len(self.pattern))
             own = jax.tree.map(lambda a, r=repeat: a[r], params[place])
-            x, new, shared = self.pattern[place](own, x, ctx, before, shared)
-            after.append(new)
-        return x, after
+            out, handed = self.pattern[place](own, x, ctx.drawing(layer), before, handed)
+            x = out.x
+            after.append(out.state)
+            auxes.append(out.aux)
+        return x, after, joined(*auxes)
 
-    def _init_shared(self, x: Float[Array, "B T D"]) -> dict[str, Any]:
-        return {k: v for block in self.pattern for k, v in block.init_shared(x).items()}
+    def _handed(self, x: Float[Array, "B T D"]) -> tuple[Handed, ...]:
+        """What the first layers are handed: one of each kind that any layer hands on."""
+        kinds = dict.fromkeys(kind for block in self.pattern for kind in block.handed)
+        return tuple(kind.initial(x) for kind in kinds)
 
     def logits(self, params: Params, x: Float[Array, "... D"]) -> Float[Array, "... vocab"]:
         """The head, in fp32."""

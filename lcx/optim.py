@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcx.dense import Kind
-from lcx.mesh import is_variable
+from lcx.parallel.mesh import is_variable
 from lcx.types import Params
 
 Schedule = Literal["cosine", "wsd", "constant"]

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lcx.block import Block
 from lcx.layers import RMSNorm, SwiGLU
 from lcx.mixers import SoftmaxAttention
-from lcx.model import LM, Block, parameters
+from lcx.model import LM, parameters
 from lcx.positions import PositionScheme
 from lcx.positions.huggingface import read_positions
 from lcx.types import Params

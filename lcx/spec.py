@@ -4,7 +4,7 @@ A spec is a frozen dataclass without arrays. Its fields hold numbers, strings, b
 specs, and tuples of these. Two texts stand for a spec, and both load back equal:
 
     JSON          {"type": "RoPE", "theta": 10000.0, "scaling": null}      `encode`, `decode`
-    expression    RoPE(scaling=Linear(factor=8.0))                         `describe`, `parse`
+    expression    RoPE(scaling=PositionInterpolation(factor=8.0))          `describe`, `parse`
 
 `types` says which names may occur in them: a plain dict of class name -> class. A place inside a
 spec is named by a path of field names and tuple indices: `model.pattern.0.mixer.heads`.

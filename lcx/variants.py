@@ -97,5 +97,6 @@ def setup_of(experiment: Experiment) -> dict[str, Any]:
         "positions": spec.describe(train.positions) if train.positions else None,
         "optimizer": spec.describe(train.optimizer),
         "learning_rate": getattr(train.optimizer, "peak", None),
+        "loss": spec.describe(train.loss),
         "init_from": start if start is None or isinstance(start, str) else spec.describe(start),
     }

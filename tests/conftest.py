@@ -19,7 +19,7 @@ FLAGS = (
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has them from the process that started it
     # run from its file: the package must not be imported before jaxtyping is told to check it
-    xla = runpy.run_path(str(Path(__file__).parent.parent / "lcx" / "xla.py"))
+    xla = runpy.run_path(str(Path(__file__).parent.parent / "lcx" / "parallel" / "xla.py"))
     unknown = xla["unknown_flags"](" ".join(FLAGS))
     chosen = (flag for flag in FLAGS if flag not in unknown)
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *chosen])
@@ -27,10 +27,17 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has them from the proces
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of the same name
 def pytest_collection_modifyitems(items):
-    """Which tests a worker runs together: a half's laws share what they have compiled."""
+    """Which tests a worker runs together: a sublayer's laws share what they have compiled.
+
+    By default laws are tried on one sublayer of each algorithm; the others are `rest`.
+    """
+    from tests.contracts.cases import ALGORITHMS
+
     for item in items:
-        half = getattr(item, "callspec", None) and item.callspec.params.get("half")
-        item.add_marker(pytest.mark.xdist_group(f"{item.path}{half or ''}"))
+        sublayer = getattr(item, "callspec", None) and item.callspec.params.get("sublayer")
+        item.add_marker(pytest.mark.xdist_group(f"{item.path}{sublayer or ''}"))
+        if sublayer is not None and "contracts" in item.path.parts and sublayer not in ALGORITHMS:
+            item.add_marker(pytest.mark.rest)
 
 
 WORDS = "the a of to and in is it you that he was for on are with as his they at be this".split()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 WORK = """
 import os, sys, time
-from lcx import processes
+from lcx.parallel import processes
 processes.join()
 import jax
 from jax.experimental.multihost_utils import process_allgather
@@ -25,7 +25,7 @@ if how == "waits" and not os.path.exists("saved"):
     open("saved", "w").close()
     sys.exit(processes.PREEMPTED)
 """
-"""A program that joins and adds up, and then dies, waits until it is told to end, or ends."""
+"""A program that joins and adds up, and then dies, waits until it is asked to end, or ends."""
 
 
 def until(true: Callable[[], bool], what: str, seconds: float = 40) -> None:

@@ -1,4 +1,4 @@
-"""Memory of a process that runs a training step, beside what `lcx.compiled` says of it.
+"""Memory of a process that runs a training step, beside what `lcx.planning.compiled` says of it.
 
     python -m tests.really_used 8192  # tokens
 
@@ -14,11 +14,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from lcx.compiled import compile_step, measure
+from lcx.block import Block
 from lcx.experiment import Experiment, Train
 from lcx.mixers import RWKV7
-from lcx.model import LM, Block
-from lcx.train import fresh_state
+from lcx.model import LM
+from lcx.planning.compiled import compile_step, measure
+from lcx.training.loop import fresh_state
 
 MODEL = LM(width=64, pattern=(Block(RWKV7()),), repeats=2, remat="block")
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lcx.kernels import Kernels
 from lcx.ops.attention import Bias, attention, merge
 from lcx.ops.blockwise import blockwise
-from lcx.ops.tiles import HIDDEN, Scoring, Tiling
+from lcx.ops.tiles import MASK_VALUE, Scoring, Tiling
 
 NAMES = ("o", "lse", "dq", "dk", "dv")
 
@@ -46,7 +47,7 @@ def tiled(tiling, q, k, v, *, offset=0, window=None, softcap=None, segments=None
 def check(arrays, tiling=None, bound=1e-5, offsets=None, segments=None, **options):
     """The two forms agree; measured: to 1e-6. `offsets` are given at run time, in turn."""
     fast = attention if tiling is None else partial(tiled, tiling)
-    reference = partial(attention, implementation="reference")
+    reference = partial(attention, kernels=Kernels("reference"))
 
     @jax.jit
     def both(arrays, segments, traced):
@@ -69,7 +70,7 @@ def worst(got, expected):
 def test_reference_is_softmax_attention_written_out():
     q, k, v, _ = inputs(B=1, T=5, S=8, H=2, G=1, K=4, V=3)
     options = {"offset": 2, "window": 3, "scale": 0.7, "softcap": 1.1}
-    got, lse = attention(q, k, v, **options, implementation="reference")
+    got, lse = attention(q, k, v, **options, kernels=Kernels("reference"))
     for t in range(5):
         seen = range(max(0, t), t + 3)
         for h in range(2):
@@ -95,7 +96,7 @@ def test_merged_sets_of_keys_are_one_softmax():
     errors = worst(*(output_and_gradients(form, q, k, v, do) for form in (apart, whole)))
     assert max(errors.values()) < 5e-6  # measured: 1e-6
     blind = attention(q, k, v, offset=-30)
-    assert (blind[1] == HIDDEN).all()
+    assert (blind[1] == MASK_VALUE).all()
     o, lse = merge(blind, blind)
     assert (np.asarray(o) == 0).all()
     assert np.isfinite(lse).all()
@@ -177,11 +178,11 @@ def test_bias_on_the_distance(tiling, options):
     check(inputs(T=21, S=60), tiling, bias=bias, segments=segments, offsets=[27], **options)
 
 
-@pytest.mark.parametrize("form", ["reference", "blockwise"])
+@pytest.mark.parametrize("form", ["reference", "xla"])
 def test_a_query_without_keys_gives_zero_and_takes_no_gradient(form):
     segments = np.ones((2, 6), np.int32), np.ones((2, 40), np.int32)
     segments[0][:, 4] = 2
-    call = partial(attention, offset=-3, implementation=form)
+    call = partial(attention, offset=-3, kernels=Kernels(form))
     got = jax.jit(partial(output_and_gradients, call))(*inputs(T=6, S=40), segments=segments)
     got = {n: np.asarray(x) for n, x in got.items()}
     blind, seeing = [0, 1, 2, 4], [3, 5]
@@ -241,10 +242,10 @@ def test_composes_with_the_transforms():
     q, k, v, do = inputs(B=1, T=20, S=50)
 
     @partial(jax.jit, static_argnums=0)
-    def gradients(implementation, q, offsets):
+    def gradients(kernels, q, offsets):
         @jax.checkpoint
         def loss(q, offset):
-            o, _ = attention(q, k, v, offset=offset, window=9, implementation=implementation)
+            o, _ = attention(q, k, v, offset=offset, window=9, kernels=kernels)
             return jnp.vdot(o, do)
 
         one = jax.value_and_grad(loss)
@@ -252,7 +253,7 @@ def test_composes_with_the_transforms():
         return jax.vmap(one, in_axes=(None, 0))(q, offsets), scanned
 
     offsets = np.array([0, 13, 30])
-    got, wanted = gradients("blockwise", q, offsets), gradients("reference", q, offsets)
+    got, wanted = gradients(Kernels("xla"), q, offsets), gradients(Kernels("reference"), q, offsets)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 

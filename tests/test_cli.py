@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lcx import cli
-from lcx.runs import Run
+from lcx.command import cli
+from lcx.training.runs import Run
 
 TINY = str(Path(__file__).parent / "tiny.py")
 
@@ -144,8 +144,8 @@ from tests import tiny
 class Half(tiny.SwiGLU):
     share: float = 0.5
     def __call__(self, params, x, ctx, state=None):
-        y, state = super().__call__(params, x, ctx, state)
-        return self.share * y, state
+        out = super().__call__(params, x, ctx, state)
+        return out._replace(x=self.share * out.x)
 
 def experiments():
     whole = tiny.experiments()["softmax"]
@@ -225,7 +225,14 @@ def test_list_names_everything(capsys, tmp_path):
     shutil.copy(TINY, tmp_path / "tiny.py")
     assert lcx("list", tmp_path) == 0
     said = capsys.readouterr().out
-    for name in ("SoftmaxAttention", "RWKV4", "RoPE", "Linear", "PythonCorpus", "SameTargets"):
+    for name in (
+        "SoftmaxAttention",
+        "RWKV4",
+        "RoPE",
+        "PositionInterpolation",
+        "PythonCorpus",
+        "SameTargets",
+    ):
         assert name in said
     assert "The smallest experiment that is whole" in said
 

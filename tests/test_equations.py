@@ -227,7 +227,7 @@ def test_outputs_and_gradients_follow_the_equations(mixer):
     x, probe = rng.standard_normal((2, T, D))
 
     def loss(params, x):
-        y, _ = mixer(params, x[None], Context.of(jnp.arange(T)[None]))
+        y = mixer(params, x[None], Context.of(jnp.arange(T)[None])).x
         return (y[0] * probe.astype(np.float32)).sum(), y[0]
 
     run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))

@@ -1,16 +1,24 @@
 """Evaluation: each protocol's windows by its definition, and streaming equal to one whole pass."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
-from lcx import evaluate as evaluation
-from lcx.mesh import Mesh
+from lcx import logits as logits_of
+from lcx import streaming
+from lcx.block import Block
+from lcx.evaluation import evaluate as evaluation
 from lcx.mixers import RWKV4, SoftmaxAttention
-from lcx.model import LM, Block
+from lcx.model import LM
+from lcx.parallel.mesh import Mesh
 from lcx.protocols import PROTOCOLS, ByPosition, Recall, SameTargets, Sliding, Text
+from lcx.protocols.base import check_measures
+from lcx.protocols.measures import PERPLEXITY, token_scores
+from lcx.types import Batch
 from tests.tiny import tiny
 
 BOS = 256
@@ -25,7 +33,7 @@ def text(length: int = 1000, size: int = 1, spans=()) -> Text:
 def scored(protocol, of: Text | None = None) -> dict[int, list[tuple[int, int]]]:
     """{context: [(token, how many tokens of text the model saw before it)]}, in order."""
     found: dict[int, list[tuple[int, int]]] = {}
-    for window in protocol.windows(of or text(), BOS):
+    for window in protocol.excerpts(of or text(), BOS):
         assert window.tokens[0] == BOS
         np.testing.assert_array_equal(np.diff(window.tokens[1:]), 1)  # one piece of the text
         for score in window.scores:
@@ -92,7 +100,7 @@ def test_every_protocol_keeps_its_documents_long_enough():
     for cls in set(PROTOCOLS.values()) - {Recall}:  # its documents are pairs, half of a window
         protocol = cls(contexts=(64, 200))
         spans = ((protocol.length - 1, protocol.length),)
-        windows = list(protocol.windows(text(protocol.length, spans=spans), BOS))
+        windows = list(protocol.excerpts(text(protocol.length, spans=spans), BOS))
         assert max(len(w.tokens) for w in windows) <= protocol.length + 1
         last: dict[int, int] = {}
         for s in (s for w in windows for s in w.scores):
@@ -116,25 +124,23 @@ def corpus(texts):
     ids=lambda p: type(p).__name__,
 )
 def test_streaming_equals_one_pass_per_window(mixer, protocol, corpus, texts, monkeypatch):
-    from dataclasses import replace
-
     model = LM(width=16, pattern=(Block(mixer),), repeats=2)
     experiment = replace(tiny(f"{texts}/*.txt"), model=model, evaluation=protocol)
     params = jax.jit(model.init)(jax.random.key(0))
     params = jax.tree.map(lambda a: a + 0.3 * jnp.sin(jnp.arange(a.size)).reshape(a.shape), params)
-    monkeypatch.setattr(evaluation, "PIECE", 32)  # many pieces, and some that nothing scores
-    monkeypatch.setattr(evaluation, "ROWS", 2)
+    monkeypatch.setattr(streaming, "PIECE", 32)  # many pieces, and some that nothing scores
+    monkeypatch.setattr(streaming, "ROWS", 2)
     scores, _ = evaluation.evaluate(experiment, params, corpus, "it", Console(quiet=True))
 
     texts = corpus.targets(protocol).texts
-    forward = jax.jit(lambda tokens: model(params, tokens)[0])
+    forward = jax.jit(lambda tokens: model(params, Batch(tokens)).x)
     for score in scores:
         assert [d["name"] for d in score["documents"]] == [of.name for of in texts]
         assert score["reach"] == score["context"]
         for of, got in zip(texts, score["documents"], strict=True):
             assert got["spans"] == of.parts
             total, tokens, hits = 0.0, 0, 0
-            for window in protocol.windows(of, BOS):
+            for window in protocol.excerpts(of, BOS):
                 padded = np.zeros(300, np.int32)
                 padded[: len(window.tokens)] = window.tokens
                 log_p = np.asarray(jax.nn.log_softmax(forward(padded[None])[0]), np.float64)
@@ -151,18 +157,18 @@ def test_streaming_equals_one_pass_per_window(mixer, protocol, corpus, texts, mo
 
 def test_short_windows_are_read_side_by_side_in_one_piece_each():
     model = LM(width=16, pattern=(Block(SoftmaxAttention(heads=2)),), repeats=2)
-    streamer = evaluation.Streamer(model, jax.jit(model.init)(jax.random.key(0)), Mesh())
+    streamer = streaming.Streamer(model, jax.jit(model.init)(jax.random.key(0)), Mesh())
     sizes = [(streamer.piece(n), streamer.rows(streamer.piece(n), n)) for n in (1, 17, 64, 9000)]
     assert sizes == [(32, 128), (32, 128), (128, 32), (512, 8)]
 
 
 def test_large_states_are_streamed_in_fewer_rows(monkeypatch):
     model = LM(width=16, pattern=(Block(SoftmaxAttention(heads=2)),), repeats=2)
-    streamer = evaluation.Streamer(model, jax.jit(model.init)(jax.random.key(0)), Mesh())
-    assert streamer.rows(512, 1024) == evaluation.ROWS
-    monkeypatch.setattr(evaluation, "STATE_BYTES", 3 * 2 * 1024 * (2 * 16 + 2) * 4 + 100)
+    streamer = streaming.Streamer(model, jax.jit(model.init)(jax.random.key(0)), Mesh())
+    assert streamer.rows(512, 1024) == streaming.ROWS
+    monkeypatch.setattr(streaming, "STATE_BYTES", 3 * 2 * 1024 * (2 * 16 + 2) * 4 + 100)
     assert streamer.rows(512, 1024) == 3
-    monkeypatch.setattr(evaluation, "STATE_BYTES", 1)
+    monkeypatch.setattr(streaming, "STATE_BYTES", 1)
     assert streamer.rows(512, 1024) == 1
 
 
@@ -171,11 +177,26 @@ def test_large_vocabularies_are_scored_in_pieces(monkeypatch):
     params = jax.jit(model.init)(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 9, 8))
     targets = jax.random.randint(jax.random.key(2), (2, 9), 0, 50)
-    whole = evaluation._scores_in_pieces(model, params, x, targets)
-    monkeypatch.setattr(evaluation, "LOGITS", 2 * 50 * 2)
-    pieces = evaluation._scores_in_pieces(model, params, x, targets)
+
+    def scores(targets):
+        return logits_of.over_logits(model, params, token_scores, x, targets)
+
+    whole = scores(targets)
+    monkeypatch.setattr(logits_of, "LOGITS", 2 * 50 * 2)
+    pieces = scores(targets)
     np.testing.assert_allclose(pieces.nll, whole.nll, rtol=1e-6)
     np.testing.assert_array_equal(pieces.hit, whole.hit)
     best = np.asarray(model.logits(params, x).argmax(-1))
     np.testing.assert_array_equal(whole.hit, best == np.asarray(targets))
-    assert evaluation._scores_in_pieces(model, params, x, jnp.asarray(best)).hit.all()
+    assert scores(jnp.asarray(best)).hit.all()
+
+
+def test_a_measure_of_what_is_not_scored_is_refused_before_any_work():
+    class Own(SameTargets):
+        @property
+        def measures(self):
+            return (replace(PERPLEXITY, name="surprise", sums="bits"),)
+
+    check_measures(SameTargets())
+    with pytest.raises(ValueError, match="surprise averages 'bits', but `scores` gives 'hits', 'nll'"):
+        check_measures(Own())

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from importlinter.cli import lint_imports
 
+from lcx.command.reference import reference
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -14,6 +16,11 @@ def test_imports_go_strictly_down(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)  # undoes what the linter does to sys.path, too
     status = lint_imports(config_filename="pyproject.toml", no_cache=True, no_logo=True)
     assert status == 0, "pyproject.toml draws the floors under [tool.importlinter]"
+
+
+def test_the_reference_is_current():
+    text = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    assert text == reference(), "lcx list --markdown > docs/reference.md"
 
 
 def test_models_import_without_the_packages_of_data_and_reports():

@@ -10,10 +10,10 @@ from lcx.positions import (
     DynamicNTK,
     DynamicYaRN,
     Learned,
-    Linear,
     Llama3,
     LongRoPE,
     NoPE,
+    PositionInterpolation,
     RoPE,
     XPos,
     YaRN,
@@ -30,7 +30,7 @@ LLAMA = {
 SHORT, LONG = (1.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6), (1.0, 2.0, 3.0, 4.0, 4.0, 4.0, 4.0, 4.0)
 SCALINGS = (
     None,
-    Linear(4.0),
+    PositionInterpolation(4.0),
     DynamicNTK(original=256, factor=2.0),
     YaRN(4.0, original=64),
     YaRN(4.0, 64, beta_fast=8.0, beta_slow=0.5, attention_factor=1.25, truncate=False),
@@ -97,7 +97,7 @@ def test_spellings_of_the_hub():
     """As the configs of LongChat, Llama 3.1, Phi-3 and Qwen 2.5 have them."""
     old = LLAMA | {"rope_theta": 1e4}
     assert read_positions(old | {"rope_scaling": {"type": "linear", "factor": 8}}) == RoPE(
-        scaling=Linear(8.0)
+        scaling=PositionInterpolation(8.0)
     )
     llama = {
         "factor": 8.0,

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lcx.block import Block
 from lcx.layers import RWKV7ChannelMix
 from lcx.mixers import GLA, RGLRU, RWKV5, RWKV6, RWKV7, GatedDeltaNet, Lightning, Mamba2
-from lcx.model import LM, Block
+from lcx.model import LM
 from lcx.types import Dims
 
 D, H, L = 64, 4, 3
@@ -20,13 +21,13 @@ CHANNEL = np.arange(D)
 LINE = CHANNEL / (D - 1)
 
 
-def first_values(half, layer=1, width=D, seed=0):
+def first_values(sublayer, layer=1, width=D, seed=0):
     dims = Dims(width, layers=L, layer=layer)
 
     @jax.jit
     def init():
         with nnx.use_eager_sharding(False):
-            return half.init(dims, nnx.Rngs(seed))
+            return sublayer.init(dims, nnx.Rngs(seed))
 
     paths = jax.tree_util.tree_leaves_with_path(init())
     names = (jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in paths)
@@ -43,9 +44,9 @@ def assert_orthogonal(weight, gain):
 
 
 @pytest.mark.parametrize("layer", range(L))
-@pytest.mark.parametrize("half", [RWKV5(H), RWKV6(H)], ids=repr)
-def test_rwkv_5_and_6(half, layer):
-    p, depth, to_end = first_values(half, layer), layer / (L - 1), 1 - layer / L
+@pytest.mark.parametrize("sublayer", [RWKV5(H), RWKV6(H)], ids=repr)
+def test_rwkv_5_and_6(sublayer, layer):
+    p, depth, to_end = first_values(sublayer, layer), layer / (L - 1), 1 - layer / L
     assert_equal(p, "decay", -6 + 5 * LINE ** (0.7 + 1.3 * depth))
     assert_equal(p, "bonus", depth * (1 - LINE) + 0.1 * ((CHANNEL + 1) % 3 - 1))
     assert_equal(p, "scale", ((1 + layer) / L) ** 0.7)
@@ -55,7 +56,7 @@ def test_rwkv_5_and_6(half, layer):
         "r": (CHANNEL / D) ** (0.5 * to_end),
         "g": (CHANNEL / D) ** (0.5 * to_end),
     }
-    if isinstance(half, RWKV5):
+    if isinstance(sublayer, RWKV5):
         for name, mix in mixes.items():
             assert_equal(p, f"mix_{name}", mix)
     else:
@@ -140,9 +141,9 @@ def test_constant_and_even_decays():
     assert (first_values(GLA(H))["decay_bias"] == 0).all()  # sigmoid(0)^(1/16): 0.958 a token
 
 
-@pytest.mark.parametrize("half", [Mamba2(8, 16), GatedDeltaNet(H), RGLRU(H), GLA(H)], ids=repr)
-def test_what_goes_back_into_the_stream_is_smaller_in_deep_models(half):
-    out = first_values(half)["out"]
+@pytest.mark.parametrize("sublayer", [Mamba2(8, 16), GatedDeltaNet(H), RGLRU(H), GLA(H)], ids=repr)
+def test_what_goes_back_into_the_stream_is_smaller_in_deep_models(sublayer):
+    out = first_values(sublayer)["out"]
     assert out.std() == pytest.approx((2 * L * len(out)) ** -0.5, rel=0.05)
 
 

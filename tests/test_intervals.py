@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lcx.intervals import NO_PART, Estimate, Part, difference, mean, told_apart
+from lcx.evaluation.intervals import NO_PART, Estimate, Part, difference, mean, told_apart
 
 
 def crossed(rng, seeds, documents, sd_seed, sd_document, sd_both=0.03) -> np.ndarray:

@@ -150,7 +150,7 @@ def test_a_tpu_vm_is_made_used_and_deleted(gcloud, tmp_path):
     listed = subprocess.run(
         ["tar", "-tzf", tmp_path / "lcx.tar.gz"], capture_output=True, text=True, check=True
     )
-    assert {"pyproject.toml", "lcx/cli.py"} <= set(listed.stdout.splitlines())
+    assert {"pyproject.toml", "lcx/command/cli.py"} <= set(listed.stdout.splitlines())
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,10 @@ import math
 import numpy as np
 import pytest
 
-from lcx.metrics import (
-    ACCURACY,
-    BITS,
-    PERPLEXITY,
-    DocumentScore,
-    compare,
-    context_score,
-    jsonable,
-    pooled_score,
-)
+from lcx.evaluation.metrics import DocumentScore, compare, context_score, jsonable, pooled_score
+from lcx.protocols.measures import ACCURACY, BITS, PERPLEXITY
+
+ALL = PERPLEXITY, BITS, ACCURACY
 
 
 def documents(nats: list[float], tokens: list[int] | None = None) -> list[DocumentScore]:
@@ -28,7 +22,7 @@ def documents(nats: list[float], tokens: list[int] | None = None) -> list[Docume
 
 
 def score(nats: list[float], context: int = 64, **more):
-    return context_score(context, documents(nats, **more), reach=context + 64)
+    return context_score(context, documents(nats, **more), context + 64, ALL)
 
 
 def draws(n: int, mean: float = 1.3, seed: int = 0) -> list[float]:
@@ -37,7 +31,7 @@ def draws(n: int, mean: float = 1.3, seed: int = 0) -> list[float]:
 
 def test_a_uniform_guess_over_256_bytes():
     made = documents([math.log(256)] * 2)
-    point = context_score(8, [{**d, "bytes": d["tokens"]} for d in made], 8)
+    point = context_score(8, [{**d, "bytes": d["tokens"]} for d in made], 8, ALL)
     assert point["ppl"] == pytest.approx(256, rel=1e-14)
     assert point["bits_per_byte"] == pytest.approx(8, rel=1e-14)
     assert point["bits_ci95"] == pytest.approx([8, 8], rel=1e-14)
@@ -68,7 +62,7 @@ def test_interval_agrees_with_the_normal_approximation():
 
 def test_accuracy_stays_a_share():
     made = [{**d, "hits": d["tokens"] - (i == 0)} for i, d in enumerate(documents([1.0] * 4))]
-    point = context_score(64, made, 64)
+    point = context_score(64, made, 64, ALL)
     low, high = point["accuracy_ci95"]
     assert low < point["accuracy"] < high == 1.0
 
@@ -98,18 +92,18 @@ def test_a_diverged_document_leaves_no_interval():
 )
 def test_a_point_needs_a_context_and_documents_and_targets(context, docs, message):
     with pytest.raises(ValueError, match=message):
-        context_score(context, docs, 64)
+        context_score(context, docs, 64, ALL)
 
 
 def test_runs_pool_in_nats_and_widen_the_interval():
     runs = [score([x + d for x in draws(24)]) for d in (-0.1, 0.0, 0.1)]
-    pooled, middle = pooled_score(runs), runs[1]
+    pooled, middle = pooled_score(runs, ALL), runs[1]
     assert pooled["ppl"] == pytest.approx(middle["ppl"], rel=1e-12)  # not the mean of three exps
     assert pooled["ci95"][0] < middle["ci95"][0] < middle["ci95"][1] < pooled["ci95"][1]
     counts = {key: pooled[key] for key in ("documents", "spans", "tokens", "seeds", "reach")}
     assert counts == {"documents": 24, "spans": 48, "tokens": 24 * 64, "seeds": 3, "reach": 128}
     with pytest.raises(ValueError, match="cannot pair 24 documents with 2"):
-        pooled_score([runs[0], score([1.0, 2.0])])
+        pooled_score([runs[0], score([1.0, 2.0])], ALL)
 
 
 def test_pairing_sees_what_separate_intervals_hide():
@@ -168,7 +162,8 @@ def test_other_tokenizers_pair_by_bytes():
     coarse = context_score(
         64,
         [{**d, "tokens": d["tokens"] // 2, "hits": 0} for d in documents(nats)],
-        reach=128,
+        128,
+        ALL,
     )
     found = compare([coarse], [score(nats)], BITS, paired_runs=False)
     assert (found["value"], found["p_value"]) == (0, 1)
@@ -184,4 +179,4 @@ def test_json_is_strict_and_pairs_again_after_a_round_trip():
     assert diverged["ci95"] == [None, None]
     assert fine == scores[1]
     assert math.isnan(compare([diverged], [fine], PERPLEXITY, paired_runs=False)["value"])
-    assert math.isnan(pooled_score([diverged, fine])["ppl"])
+    assert math.isnan(pooled_score([diverged, fine], ALL)["ppl"])

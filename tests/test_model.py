@@ -1,6 +1,7 @@
 """The language model: streaming, hybrids, rematerialisation, losses in pieces."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from lcx import loss
+from lcx import logits as logits_of
+from lcx.block import Block
 from lcx.experiment import Experiment, check_cuts
 from lcx.layers import CHANNELS, LayerNorm, RWKVChannelMix, SwiGLU
-from lcx.mesh import Mesh, make_mesh, shardings
+from lcx.losses import CrossEntropy
 from lcx.mixers import (
     GLA,
     MIXERS,
@@ -29,10 +31,11 @@ from lcx.mixers import (
     RetNet,
     SoftmaxAttention,
 )
-from lcx.model import LM, WRITTEN_OUT, Block, count_parameters
+from lcx.model import LM, WRITTEN_OUT, count_parameters
+from lcx.parallel.mesh import Mesh, make_mesh, shardings
 from lcx.positions import RoPE
 from lcx.sparsity import Fixed, ShiftedGroups, Strided, TopBlocks, Window
-from lcx.types import Context
+from lcx.types import Batch, Context
 from tests.bounds import assert_rounded, rounding
 
 SMALL = SwiGLU(hidden=24)
@@ -89,7 +92,7 @@ def test_a_hybrid_trains_streams_and_decodes(name, tokens):
     optimizer = optax.adam(1e-2)
 
     def nll(params):
-        logits, _ = model(params, tokens[:, :-1], segments=segments[:, :-1])
+        logits = model(params, Batch(tokens[:, :-1], segments=segments[:, :-1])).x
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
     @jax.jit
@@ -106,11 +109,13 @@ def test_a_hybrid_trains_streams_and_decodes(name, tokens):
     assert abs(losses[0] - np.log(50)) < 0.3
     assert losses[-1] < 0.7 * losses[0]
 
-    whole, _ = jax.jit(model)(params, tokens, segments=segments)
-    piece = jax.jit(lambda p, t, s, state: model(p, t, segments=s, state=state))
+    batch = Batch(tokens, segments=segments)
+    call = jax.jit(model)
+    whole = call(params, batch).x
     state, logits = model.init_state(2, 40), []
     for begin, end in [(0, 13), (13, 36), *((t, t + 1) for t in range(36, 40))]:
-        out, state = piece(params, tokens[:, begin:end], segments[:, begin:end], state)
+        piece = jax.tree.map(lambda a, b=begin, e=end: a[:, b:e], batch)
+        out, state, _ = call(params, piece, state)
         logits.append(out)
     # of logits up to 5; measured: up to 2.4e-6 without delta rules
     np.testing.assert_allclose(jnp.concatenate(logits, axis=1), whole, atol=1e-4)
@@ -123,17 +128,17 @@ def test_rwkv7_mixes_the_first_layers_values_into_the_later_ones(tokens):
     ctx = Context.of(jnp.arange(40)[None])
     x = params.embed(tokens)
     block, mixer = model.pattern[0], model.pattern[0].mixer
-    shared = None
+    handed = None
     for layer in range(2):
         own = jax.tree.map(lambda a, i=layer: a[i], params.blocks[0])
         normed = own.mixer_norm(x)
-        shared = mixer.init_shared(normed) if shared is None else shared
-        y, _, shared = mixer.share(own.mixer, normed, ctx, None, shared)
+        handed = mixer.handed.initial(normed) if handed is None else handed
+        (y, _, _), handed = mixer.share(own.mixer, normed, ctx, None, handed)
         x = x + y
-        x = x + block.channel(own.channel, own.channel_norm(x), ctx)[0]
+        x = x + block.channel(own.channel, own.channel_norm(x), ctx).x
     expected = model.logits(params, params.norm(x))
-    np.testing.assert_allclose(jax.jit(model)(params, tokens)[0], expected, atol=1e-4)
-    alone, _ = mixer(own.mixer, normed, ctx)
+    np.testing.assert_allclose(jax.jit(model)(params, Batch(tokens)).x, expected, atol=1e-4)
+    alone = mixer(own.mixer, normed, ctx).x
     assert np.abs(np.asarray(alone - y)).max() > 1e-3  # the first layer's values count
 
 
@@ -143,18 +148,18 @@ def segments_of(tokens):
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_hybrid_streams_packed_rows_as_it_reads_them_whole(params, tokens, packed):
-    segments = segments_of(tokens) if packed else None
-    whole, none = jax.jit(HYBRID)(params, tokens, segments=segments)
-    assert none is None
-    step = jax.jit(lambda p, t, s, state: HYBRID(p, t, segments=s, state=state))
+    batch = Batch(tokens, segments=segments_of(tokens) if packed else None)
+    call = jax.jit(HYBRID)
+    whole = call(params, batch)
+    assert whole.state is None
     state, pieces = HYBRID.init_state(2, 40), []
     for begin, end in [(0, 13), (13, 14), (14, 27), (27, 40)]:
-        piece = None if segments is None else segments[:, begin:end]
-        logits, state = step(params, tokens[:, begin:end], piece, state)
+        piece = jax.tree.map(lambda a, b=begin, e=end: a[:, b:e], batch)
+        logits, state, _ = call(params, piece, state)
         pieces.append(logits)
-    units = rounding(lambda p: jax.jit(HYBRID)(p, tokens, segments=segments)[0], params)
-    assert_rounded(jnp.concatenate(pieces, axis=1), whole, units)
-    np.testing.assert_array_equal(state["position"], [40, 40])
+    units = rounding(lambda p: call(p, batch).x, params)
+    assert_rounded(jnp.concatenate(pieces, axis=1), whole.x, units)
+    np.testing.assert_array_equal(state.position, [40, 40])
 
 
 @pytest.mark.parametrize("remat", ["none", "block", "dots"])
@@ -164,7 +169,7 @@ def test_a_loop_and_rematerialisation_change_no_gradient(model, tokens, remat):
     params = moved(model)
 
     def gradients(model, state=None):
-        return jax.jit(jax.grad(lambda p: model(p, tokens, state=state)[0].std()))(params)
+        return jax.jit(jax.grad(lambda p: model(p, Batch(tokens), state).x.std()))(params)
 
     streamed = gradients(model, model.init_state(*tokens.shape))
     trained = gradients(replace(model, remat=remat))
@@ -194,20 +199,26 @@ def test_parameters_are_counted_without_being_made():
 
 def test_loss_in_pieces_equals_the_loss_of_all_logits(params, tokens, monkeypatch):
     weights = (jnp.arange(40) % 7 > 0).astype(jnp.float32)[None].repeat(2, 0)
+    batch = Batch(tokens, targets=jnp.where(weights > 0, tokens, -1))
+    loss = CrossEntropy(z=0.1)
 
     def sums(params):
-        x, _ = HYBRID.hidden(params, tokens)
-        return loss.loss_sums(HYBRID, params, x, tokens, weights)
+        x = HYBRID.hidden(params, batch).x
+        return loss(x, batch, partial(logits_of.over_logits, HYBRID, params))
 
     def gradients():
-        return jax.jit(jax.grad(lambda p: sums(p).nll + 0.1 * sums(p).z2))(params)
+        return jax.jit(jax.grad(lambda p: sums(p).minimised))(params)
 
     whole, whole_gradients = jax.jit(lambda p: sums(p))(params), gradients()
-    logits, _ = jax.jit(HYBRID)(params, tokens)
+    logits = jax.jit(HYBRID)(params, batch).x
     log_p = jax.nn.log_softmax(logits)
     picked = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
-    np.testing.assert_allclose(whole.nll, -(picked * weights).sum(), rtol=1e-5)
-    monkeypatch.setattr(loss, "LOGITS", 2 * 50 * 7)  # 7 tokens at a time of 40: the last overlaps
+    np.testing.assert_allclose(whole.shown, -(picked * weights).sum(), rtol=1e-5)
+    z2 = (jax.nn.logsumexp(logits, axis=-1) ** 2 * weights).sum()
+    np.testing.assert_allclose(whole.minimised - whole.shown, 0.1 * z2, rtol=1e-4)
+    monkeypatch.setattr(
+        logits_of, "LOGITS", 2 * 50 * 7
+    )  # 7 tokens at a time of 40: the last overlaps
     pieces, pieces_gradients = jax.jit(lambda p: sums(p))(params), gradients()
     np.testing.assert_allclose(jnp.stack(pieces), jnp.stack(whole), rtol=1e-5)
     for a, b in zip(
@@ -289,11 +300,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(mixer, message):
         (lambda: ShiftedGroups(7), "group must be even, not 7"),
         (lambda: TopBlocks(8, top=0), "top 0 must be at least 1"),
         (lambda: SoftmaxAttention(softcap=0.0), "softcap must be positive"),
-        (lambda: GLA(temper=0.0), "temper 0.0 must be positive"),
-        (lambda: DeltaNet(taps=0), "taps must be at least 1"),
+        (lambda: GLA(temperature=0.0), "temperature 0.0 must be positive"),
+        (lambda: DeltaNet(kernel_size=0), "kernel_size must be at least 1"),
         (lambda: GatedDeltaNet(expand=0), "expand 0"),
-        (lambda: GatedConv(taps=0), "taps must be at least 1"),
-        (lambda: RGLRU(taps=0), "taps must be at least 1"),
+        (lambda: GatedConv(kernel_size=0), "kernel_size must be at least 1"),
+        (lambda: RGLRU(kernel_size=0), "kernel_size must be at least 1"),
         (lambda: Mamba2(state=0), "at least 1 in Mamba2"),
     ],
 )
@@ -306,7 +317,7 @@ def test_a_piece_longer_than_the_state_is_refused():
     model = LM(vocab=50, width=16, repeats=1)
     params = jax.jit(model.init)(jax.random.key(0))
     with pytest.raises(ValueError, match="9 tokens exceeds the state's 8"):
-        model(params, jnp.zeros((1, 9), jnp.int32), state=model.init_state(1, 8))
+        model(params, Batch(jnp.zeros((1, 9), jnp.int32)), model.init_state(1, 8))
 
 
 @pytest.mark.parametrize("sparsity", [Fixed(4, summary=2), TopBlocks(4)], ids=repr)
@@ -315,7 +326,7 @@ def test_a_piece_of_more_blocks_than_the_state_is_refused(sparsity):
     model = LM(vocab=50, width=16, pattern=(Block(mixer),), repeats=1)
     params = jax.jit(model.init)(jax.random.key(0))
     with pytest.raises(ValueError, match="12 tokens exceeds the state's 11"):
-        model(params, jnp.zeros((1, 12), jnp.int32), state=model.init_state(1, 8))
+        model(params, Batch(jnp.zeros((1, 12), jnp.int32)), model.init_state(1, 8))
 
 
 def test_a_mesh_larger_than_the_machine_is_refused():

@@ -13,19 +13,20 @@ import pytest
 from flax import nnx
 from rich.console import Console
 
+from lcx.block import Block
 from lcx.dense import Kind, vector
 from lcx.experiment import types, validate
 from lcx.layers import LayerNorm
-from lcx.mesh import Mesh, is_variable, make_mesh, shardings
 from lcx.mixers import RGLRU, RWKV6, RWKV7
-from lcx.model import LM, Block, parameters
+from lcx.model import LM, parameters
 from lcx.optim import OPTIMIZERS, AdamW, Lion, Muon, Optimizer
+from lcx.parallel.mesh import Mesh, is_variable, make_mesh, shardings
 from lcx.positions import Learned
-from lcx.runs import Run
 from lcx.spec import SpecError, decode, encode, override
-from lcx.train import fresh_state, train
+from lcx.training.loop import fresh_state, train
+from lcx.training.runs import Run
 from lcx.types import Dims, Policy
-from tests.contracts.cases import HALVES, name
+from tests.contracts.cases import SUBLAYERS, name
 from tests.tiny import tiny
 
 FLAT = {"warmup": 0, "schedule": "constant", "clip": 1e9}
@@ -34,11 +35,11 @@ FLAT = {"warmup": 0, "schedule": "constant", "clip": 1e9}
 # ------------------------------------------------------------------------------ what a parameter is
 
 
-@pytest.mark.parametrize("half", HALVES, ids=name)
-def test_every_parameter_of_a_half_says_what_it_is(half):
+@pytest.mark.parametrize("sublayer", SUBLAYERS, ids=name)
+def test_every_parameter_of_a_half_says_what_it_is(sublayer):
     def init(layer):
         with nnx.use_eager_sharding(False):
-            return half.init(Dims(32, layers=3, layer=layer), nnx.Rngs(0))
+            return sublayer.init(Dims(32, layers=3, layer=layer), nnx.Rngs(0))
 
     for path, leaf in declared(jax.eval_shape(init, 1)).items():
         kind = leaf.get_metadata().get("kind")
@@ -231,7 +232,7 @@ def trained(experiment, folder) -> Run:
     run = Run(folder)
     run.claim(experiment)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lcx.train.VALIDATED", 1000)
+        patch.setattr("lcx.training.loop.VALIDATED", 1000)
         train(experiment, run, experiment.data.load(), None, Console(quiet=True))
     return run
 

@@ -13,19 +13,20 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lcx.chips import CHIPS, chip_named
-from lcx.cli import plan_command
-from lcx.compiled import OPTIONS, Measured, fit, measure
+from lcx.block import Block
+from lcx.command.cli import plan_command
 from lcx.experiment import Experiment, Train
-from lcx.hlo import Collectives, collectives
 from lcx.layers import LayerNorm, RWKV7ChannelMix
-from lcx.mesh import BATCH, Mesh, make_mesh, shardings
 from lcx.mixers import RWKV7, SoftmaxAttention
-from lcx.model import LM, Block
-from lcx.plan import check_devices, plan
-from lcx.train import TrainState, make_step
-from lcx.types import tree_bytes
-from lcx.xla import known_options
+from lcx.model import LM
+from lcx.parallel.mesh import BATCH, Mesh, make_mesh, shardings
+from lcx.parallel.xla import known_options
+from lcx.planning.chips import CHIPS, chip_named
+from lcx.planning.compiled import OPTIONS, Measured, fit, measure
+from lcx.planning.hlo import Collectives, collectives
+from lcx.planning.plan import check_devices, plan
+from lcx.training.loop import TrainState, make_step
+from lcx.types import Batch, tree_bytes
 
 LOOPS = """HloModule step
 
@@ -104,7 +105,8 @@ def test_a_plan_is_of_the_step_that_runs():
     with jax.set_mesh(mesh):
         state = jax.jit(fresh, out_shardings=where)(jax.random.key(0))
         tokens = jax.device_put(np.zeros((4, 256), np.int32), NamedSharding(mesh, BATCH))
-        batch = dict.fromkeys(("tokens", "targets", "positions", "segments"), tokens)
+        names = ("tokens", "targets", "positions", "segments")
+        batch = Batch(**dict.fromkeys(names, tokens))
         out = (where, NamedSharding(mesh, PartitionSpec()))
         step = jax.jit(make_step(of, optimizer), donate_argnums=0, out_shardings=out)
         compiled = step.lower(state, batch).compile(compiler_options=known_options(OPTIONS))
@@ -163,13 +165,13 @@ def test_terms_of_a_plan(monkeypatch):
         sent = Collectives({"all-gather": 2e9}, 0)
         return Measured(1000, 2000, 3100, 3500 + 10 * of.train.length, sent)
 
-    monkeypatch.setattr("lcx.plan.measure", measured)
+    monkeypatch.setattr("lcx.planning.plan.measure", measured)
     of = experiment("softmax", 512, Mesh(fsdp=2, seq=2), batch=4)
     made = plan("softmax", of, "V5E")
     assert (made.chip, made.activations, made.other) == ("v5e", 5120, 500)
     assert made.parameters + made.optimizer + made.activations + made.other == made.memory
     assert made.seconds["interconnect"] == 2e9 / 200e9
-    assert made.binds == "interconnect"
+    assert made.bottleneck == "interconnect"
     # three passes, and the forward pass once more
     plain = plan("plain", replace(of, model=replace(of.model, remat="none")), "v5e")
     assert plain.flops is not None
@@ -209,7 +211,7 @@ def test_the_command(monkeypatch, tmp_path, capsys):
     made = json.loads(out.read_text())["softmax"]
     assert (made["devices"], made["chip"], made["length"]) == (4, "H100", 48)
     assert made["longest"] > 48
-    assert "what binds" in capsys.readouterr().out
+    assert "bottleneck" in capsys.readouterr().out
 
 
 def test_bad_input_is_told_with_what_would_do():

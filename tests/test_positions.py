@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lcx.block import Block
 from lcx.experiment import Train
 from lcx.mixers import LinearAttention, RetNet, SoftmaxAttention
-from lcx.model import LM, Block
+from lcx.model import LM
 from lcx.ops.attention import Bias, attention
 from lcx.positions import (
     ALiBi,
@@ -26,9 +27,9 @@ from lcx.positions import (
     YaRN,
 )
 from lcx.positions.training import redraw
-from lcx.sparsity import Fixed, Full, SelfExtend, ShiftedGroups, Strided, TopBlocks, Window
+from lcx.sparsity import Fixed, Full, Request, SelfExtend, ShiftedGroups, Strided, TopBlocks, Window
 from lcx.spec import describe
-from lcx.types import Context, Dims
+from lcx.types import Batch, Context, Dims
 
 T, H, K = 700, 2, 16
 
@@ -58,7 +59,7 @@ def turned(x, positions, theta: float = 1e4, interleaved: bool = False):
 def sparse(sparsity, position, start: int = 0):
     q, k, v = texts()
     ctx = Context(start + jnp.arange(T)[None])
-    return jax.jit(lambda q, k, v: sparsity(q, k, v, ctx, position, None, None)[0])(q, k, v)
+    return jax.jit(lambda *qkv: sparsity(Request(*qkv, ctx, position)).o)(q, k, v)
 
 
 @pytest.mark.parametrize("start", [0, 2**24 + 1])
@@ -92,7 +93,7 @@ def test_alibi_under_a_sparsity_is_the_same_bias_on_fewer_keys(sparsity):
     for begin, end in ((0, 1), (1, 40), (40, 333), (333, T)):
         ctx = Context(jnp.arange(begin, end)[None])
         piece = (x[:, begin:end] for x in (q, k, v))
-        o, _, state = sparsity(*piece, ctx, ALiBi(), None, state)
+        o, _, state = sparsity(Request(*piece, ctx, ALiBi(), state=state))
         outputs.append(o)
     np.testing.assert_allclose(jnp.concatenate(outputs, axis=1)[0], expected, atol=2e-6)
 
@@ -152,13 +153,13 @@ def test_a_model_s_state_knows_how_long_its_texts_become():
     model = LM(vocab=11, width=16, pattern=(Block(mixer),), repeats=1)
     params = jax.tree.map(lambda a: 3 * a, model.init(jax.random.key(0)))
     tokens = jax.random.randint(jax.random.key(1), (2, 48), 0, 11)
-    whole, _ = model(params, tokens)
+    whole = model(params, Batch(tokens)).x
     state = model.init_state(2, 64, jnp.full(2, 48, jnp.int32))
-    first, state = model(params, tokens[:, :7], state=state)
-    second, state = model(params, tokens[:, 7:], state=state)
+    first, state, _ = model(params, Batch(tokens[:, :7]), state)
+    second, state, _ = model(params, Batch(tokens[:, 7:]), state)
     # measured: 2e-5, with weights so large that the scheme shows
     np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), whole, atol=5e-5)
-    short, _ = model.hidden(params, tokens, lengths=jnp.full(2, 16))
+    short = model.hidden(params, Batch(tokens, lengths=jnp.full((2, 48), 16))).x
     assert np.abs(model.logits(params, short) - whole).max() > 1e-3
 
 
@@ -185,9 +186,9 @@ def test_learned_positions_tell_a_model_the_order():
     params = model.init(jax.random.key(0))
     params.positions.table[...] = 10 * params.positions.table[...]
     tokens = jnp.zeros((1, 8), jnp.int32)  # which a model without positions cannot tell apart
-    logits, _ = model(params, tokens)
+    logits = model(params, Batch(tokens)).x
     assert np.ptp(np.asarray(logits), axis=1).max() > 1e-2
-    at_twice, _ = stretched(params, tokens, positions=2 * jnp.arange(8)[None])
+    at_twice = stretched(params, Batch(tokens, 2 * jnp.arange(8)[None])).x
     np.testing.assert_allclose(at_twice, logits, atol=1e-6)
 
 

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from lcx import processes
-from lcx.processes import JoinError, Preemption, local_devices
+from lcx.parallel import processes
+from lcx.parallel.processes import JoinError, Preemption, local_devices
 
 JOINS = """
 import os, signal, sys, time
-from lcx import processes
+from lcx.parallel import processes
 try:
     processes.join()
 except (ValueError, processes.JoinError) as error:
@@ -176,7 +176,7 @@ def test_a_missing_process_0_is_named():
     ("numbers", "says"),
     [
         ([(0, 3), (1, 3), (1, 3)], "two processes have the number 1"),
-        ([(0, 2), (1, 3)], "process 1 was told of 3 processes, process 0 of 2"),
+        ([(0, 2), (1, 3)], "process 1 was given 3 processes, process 0 of 2"),
     ],
 )
 def test_numbers_that_contradict_each_other_are_told_to_all(numbers, says):

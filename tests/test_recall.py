@@ -59,7 +59,7 @@ def test_windows_score_every_pair_once():
     assert len({tuple(text.ids) for text in documents}) == len(documents) == 64
     for text in documents:
         ids = text.ids
-        for window, n in zip(protocol.windows(text, texts.tokenizer.bos), (2, 5), strict=True):
+        for window, n in zip(protocol.excerpts(text, texts.tokenizer.bos), (2, 5), strict=True):
             assert len(window.tokens) == 1 + 4 * n
             memory = dict(zip(ids[: 2 * n : 2].tolist(), ids[1 : 2 * n : 2].tolist(), strict=True))
             asked = {

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lcx.kernels import Kernels
 from lcx.ops.delta_rule import delta_rule, diagonal_delta_rule
 from lcx.ops.gated_linear_attention import gated_linear_attention
 from lcx.ops.linear_attention import linear_attention
@@ -165,7 +166,7 @@ def error(got, expected):
 @every_op
 def test_the_plain_form_is_the_papers_equation(name):
     arguments, starts, state = case(name, 40)
-    run = partial(OPS[name].run, implementation="reference")
+    run = partial(OPS[name].run, kernels=Kernels("reference"))
     got = run(**fp32(arguments), starts=jnp.asarray(starts), state=fp32(state))
     assert error(got, by_equation(name, arguments, starts, state)) < 1e-6  # measured: up to 1.5e-7
 
@@ -173,10 +174,10 @@ def test_the_plain_form_is_the_papers_equation(name):
 def both(name, arguments, starts, state, **options):
     """Outputs, state and gradients of the fast form, and of the plain one."""
 
-    def form(implementation):
+    def form(kernels):
         def loss(arguments, state):
-            run = partial(OPS[name].run, implementation=implementation)
-            more = {} if implementation == "reference" else options
+            run = partial(OPS[name].run, kernels=kernels)
+            more = {} if kernels == Kernels("reference") else options
             o, S = run(**arguments, **more, starts=starts, state=state)
             probe = jnp.cos(jnp.arange(o.size, dtype=jnp.float32)).reshape(o.shape)
             return (o * probe).sum() + jnp.sin(S).sum(), (o, S)
@@ -185,7 +186,7 @@ def both(name, arguments, starts, state, **options):
         return grad(fp32(arguments), fp32(state))
 
     # a CPU left to itself takes the plain form of the lru
-    return form("parallel" if name == "lru" else "chunked"), form("reference")
+    return form(Kernels("xla")), form(Kernels("reference"))
 
 
 @every_op
@@ -237,7 +238,7 @@ def test_scaled_wkv4_equals_the_plain_form_and_the_equation(length, decay):
     before = [rng.standard_normal((B, K)), np.ones((B, K)), rng.standard_normal((B, K))]
     probe = rng.standard_normal(v.shape)
 
-    def form(implementation):
+    def form(kernels):
         def loss(w, u, k, v, state):
             o, state = wkv4(
                 w,
@@ -246,7 +247,7 @@ def test_scaled_wkv4_equals_the_plain_form_and_the_equation(length, decay):
                 v,
                 starts=jnp.asarray(starts),
                 state=WKVState(*state),
-                implementation=implementation,
+                kernels=kernels,
             )
             # a state's exponent carries no gradient: it is a unit for the sums
             true = [a * jnp.exp(jnp.minimum(state.exponent, 0)) for a in state[:2]]
@@ -255,7 +256,7 @@ def test_scaled_wkv4_equals_the_plain_form_and_the_equation(length, decay):
         grad = jax.jit(jax.grad(loss, argnums=range(5), has_aux=True))
         return grad(*fp32((w, u, k, v, before)))
 
-    fast, plain = form("scaled"), form("reference")
+    fast, plain = form(Kernels("xla")), form(Kernels("reference"))
     assert error(fast, plain) < 2e-5
     if length > 40:
         return

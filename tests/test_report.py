@@ -12,23 +12,22 @@ import pytest
 from matplotlib.markers import CARETUP
 from rich.console import Console
 
-from lcx.curves import draw_gains, draw_measure
-from lcx.figures import draw_training
-from lcx.look import DARK, LIGHT, darkened, log_ticks, render
-from lcx.metrics import Evaluation, context_score, jsonable
-from lcx.page import WORDS
-from lcx.pictures import pictures_of
-from lcx.protocols import PROTOCOLS
-from lcx.report import print_costs, print_table, write_report
-from lcx.sentences import (
+from lcx.evaluation.metrics import Evaluation, about, context_score, jsonable
+from lcx.protocols import PROTOCOLS, ByPosition, Recall, SameTargets
+from lcx.report.comparable import decoded_measures
+from lcx.report.curves import draw_gains, draw_measure
+from lcx.report.figures import draw_training
+from lcx.report.look import DARK, LIGHT, darkened, log_ticks, render, style_of
+from lcx.report.pictures import pictures_of
+from lcx.report.sentences import (
     bands_in_words,
     comparisons_in_words,
     finding,
     gains_in_words,
     weights_in_words,
 )
-from lcx.spec import encode
-from lcx.summary import bold_variants, steady_speed, summarise
+from lcx.report.summary import bold_variants, steady_speed, summarise
+from lcx.report.writer import print_costs, print_table, write_report
 
 QUESTION = """Does <it> hold & how far?
 
@@ -67,7 +66,8 @@ def evaluation(
                 }
                 for i, h in enumerate(hardness)
             ],
-            reach=context + 64,
+            context + 64,
+            SameTargets().measures,
         )
         for context, x in ppl.items()
     ]
@@ -75,6 +75,7 @@ def evaluation(
         "variant": variant,
         "seed": seed,
         "protocol": {"type": "SameTargets", "contexts": list(ppl), "span": 256, "unit": "tokens"},
+        "about": about(SameTargets()),
         "data": {"source": "PythonCorpus()", "tokenizer": "Bytes()", "fingerprint": "ab12"},
         "setup": {
             "mixers": ["SoftmaxAttention(heads=4)"],
@@ -465,7 +466,7 @@ def test_tokenizers_are_compared_in_bits_per_byte():
 
 def test_contexts_in_bytes_are_called_so():
     assert "At 2,048 tokens of context" in finding(summarise(ONCE, {}))
-    in_bytes = [r | {"protocol": r["protocol"] | {"unit": "bytes"}} for r in ONCE]
+    in_bytes = [r | {"about": about(SameTargets(unit="bytes"))} for r in ONCE]
     report = summarise(in_bytes, {})
     assert "At 2,048 bytes of context" in finding(report)
     assert "tokens, over the same targets" not in gains_in_words(report)
@@ -477,7 +478,7 @@ def test_contexts_in_bytes_are_called_so():
 
 
 def test_contexts_with_other_targets_are_not_compared():
-    by_position = [r | {"protocol": {"type": "ByPosition", "contexts": list(FAR)}} for r in ONCE]
+    by_position = [r | {"about": about(ByPosition())} for r in ONCE]
     report = summarise(by_position, {})
     assert report["variants"]["softmax"]["gains"] == []
     assert "gain_vs_context" not in pictures_of(report, {})
@@ -558,7 +559,7 @@ def test_terminal_table_fits_80_columns_whatever_the_numbers():
     unknown = {"bold": [], "known": False}
     report = {
         "measure": "perplexity",
-        "protocol": {"type": "SameTargets", "unit": "tokens"},
+        "about": about(SameTargets()),
         "best": [{"context": p["context"], **unknown} for p in points],
         "variants": {
             "softmax [bold]": {"train_len": 512, "contexts": points},
@@ -584,7 +585,7 @@ def test_terminal_table_reads_the_file_back(written):
 
 
 def test_recall_is_reported_as_accuracy():
-    report = summarise([r | {"protocol": {"type": "Recall"}} for r in RESULTS], CURVES)
+    report = summarise([r | {"about": about(Recall())} for r in RESULTS], CURVES)
     assert report["measure"] == "accuracy"
     pictures = pictures_of(report, CURVES)
     assert {"accuracy_vs_context", "quality_vs_cost"} < set(pictures)
@@ -608,7 +609,13 @@ def test_costs_are_printed_with_dashes_for_what_is_not_known():
     assert ["own", "7.00", "–", "1M", "1.75M", "2M", "4M", "8M"] in lines
 
 
+def test_many_variants_are_drawn_each_in_a_style_of_its_own():
+    styles = [style_of(i, LIGHT) for i in range(40)]
+    assert len({(s["color"], s["marker"], str(s["linestyle"])) for s in styles}) == 40
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 def test_every_protocol_is_put_into_words(protocol):
-    settings = encode(protocol())
-    assert "{" not in WORDS[settings["type"]].format(**settings)
+    said = about(protocol())
+    assert said["words"].endswith(".")
+    assert decoded_measures(json.loads(json.dumps(said))) == list(protocol().measures)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lcx.positions import NTK, Linear, Llama3, RoPE, YaRN
+from lcx.positions import NTK, Llama3, PositionInterpolation, RoPE, YaRN
 from lcx.positions.scaling import base_inv_freq
 
 
@@ -13,7 +13,7 @@ def slowed(scaling, theta: float = 1e4, width: int = 128) -> np.ndarray:
 
 
 def test_linear_slows_all_alike():
-    np.testing.assert_allclose(slowed(Linear(8.0)), 1 / 8)
+    np.testing.assert_allclose(slowed(PositionInterpolation(8.0)), 1 / 8)
 
 
 def test_ntk_changes_the_base():
@@ -41,7 +41,7 @@ def test_llama3_mixes_by_turns():
 
 
 def test_a_factor_of_one_changes_nothing():
-    for scaling in (Linear(1.0), NTK(1.0), YaRN(1.0, 4096), Llama3(1.0, 4096)):
+    for scaling in (PositionInterpolation(1.0), NTK(1.0), YaRN(1.0, 4096), Llama3(1.0, 4096)):
         np.testing.assert_array_equal(slowed(scaling), 1)
         assert scaling.magnitude() == 1
 
@@ -49,7 +49,10 @@ def test_a_factor_of_one_changes_nothing():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Linear(0.5), "Linear scaling by 0.5: the factor must be at least 1"),
+        (
+            lambda: PositionInterpolation(0.5),
+            "PositionInterpolation scaling by 0.5: the factor must be at least 1",
+        ),
         (lambda: NTK(float("inf")), "NTK scaling by inf: the factor must be at least 1"),
         (lambda: YaRN(float("nan"), 64), "YaRN scaling by nan: the factor must be at least 1"),
         (lambda: Llama3(0.0, 64), "Llama3 scaling by 0.0: the factor must be at least 1"),

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lcx import seqpar
-from lcx.mesh import Mesh, make_mesh
-from lcx.seqpar import AXIS, CUT, WHOLE, Affine, Shards, sharded
+from lcx.parallel import seqpar
+from lcx.parallel.mesh import Mesh, make_mesh
+from lcx.parallel.seqpar import AXIS, REPLICATED, SHARDED, Affine, Shards, sharded
 from lcx.types import Context
 
 EACH = PartitionSpec(AXIS)
@@ -36,7 +36,7 @@ def test_halo_is_what_lies_in_front(count):
     def call(x, before):
         return [seqpar.halo(x, b, Shards(count))[None] for b in before]
 
-    got = on_shards(count, call, (CUT, WHOLE), EACH, x, before)
+    got = on_shards(count, call, (SHARDED, REPLICATED), EACH, x, before)
     for n, halo, b in zip(sizes, got, before, strict=True):
         text = np.concatenate([b, x], axis=1)
         wanted = [text[:, i * t : i * t + n] for i in range(count)]
@@ -45,7 +45,9 @@ def test_halo_is_what_lies_in_front(count):
 
 def test_halo_has_the_dtype_of_what_lies_before_the_sequence():
     x, before = jnp.ones((1, 4), bool), jnp.zeros((1, 3), bool)
-    halo = on_shards(2, lambda x, b: seqpar.halo(x, b, Shards(2)), (CUT, WHOLE), CUT, x, before)
+    halo = on_shards(
+        2, lambda x, b: seqpar.halo(x, b, Shards(2)), (SHARDED, REPLICATED), SHARDED, x, before
+    )
     np.testing.assert_array_equal(halo, [[0, 0, 0, 0, 1, 1]])
     assert halo.dtype == bool
 
@@ -56,7 +58,7 @@ def test_halo_sends_gradients_back():
 
     def loss(x, before):
         halo = sharded(
-            lambda x, b: seqpar.halo(x, b, Shards(4))[None], Shards(4), (CUT, WHOLE), EACH
+            lambda x, b: seqpar.halo(x, b, Shards(4))[None], Shards(4), (SHARDED, REPLICATED), EACH
         )(x, before)
         return (halo * weight).sum()
 
@@ -84,7 +86,9 @@ def test_carry_is_a_fold_from_left_to_right(count, compose):
         after = seqpar.last(compose(entering, own), Shards(count))
         return jax.tree.map(lambda a: a[None], (entering, state)), after
 
-    (entering, state), after = on_shards(count, call, (WHOLE, EACH), (EACH, WHOLE), before, own)
+    (entering, state), after = on_shards(
+        count, call, (REPLICATED, EACH), (EACH, REPLICATED), before, own
+    )
     np.testing.assert_array_equal(state, entering.added)
     folded = [before]
     for i in range(count):
@@ -114,19 +118,19 @@ def test_balance_gives_each_shard_its_two_halves_and_restore_takes_them_back(cou
     x = np.arange(2 * count * 6, dtype=np.int32).reshape(2, -1)
 
     def call(x):
-        worked = seqpar.balance(x, Shards(count))
-        return worked[None], seqpar.restore(worked, Shards(count))
+        worked = seqpar.to_zigzag(x, Shards(count))
+        return worked[None], seqpar.from_zigzag(worked, Shards(count))
 
-    worked, again = on_shards(count, call, (CUT,), (EACH, CUT), x)
+    worked, again = on_shards(count, call, (SHARDED,), (EACH, SHARDED), x)
     for i in range(count):
-        tokens = np.concatenate(seqpar.worked(i, x.shape[1] // count, Shards(count)))
+        tokens = np.concatenate(seqpar.zigzag_indices(i, x.shape[1] // count, Shards(count)))
         np.testing.assert_array_equal(worked[i], x[:, tokens])
     np.testing.assert_array_equal(again, x)
 
 
 def test_halves_are_each_worked_on_once():
     for count in (2, 3, 8):
-        worked = [half for i in range(count) for half in seqpar.halves(i, Shards(count))]
+        worked = [half for i in range(count) for half in seqpar.zigzag_halves(i, Shards(count))]
         assert sorted(worked) == list(range(2 * count))
 
 
@@ -139,7 +143,9 @@ def test_last_gather_index_and_length():
         last = seqpar.last({"x": x[:, -1], "flag": x[:, -1] > 0}, shards)
         return last, seqpar.gather(x, shards)[None], *found
 
-    last, gathered, index, length = on_shards(4, call, (CUT,), (WHOLE, EACH, EACH, WHOLE), x)
+    last, gathered, index, length = on_shards(
+        4, call, (SHARDED,), (REPLICATED, EACH, EACH, REPLICATED), x
+    )
     np.testing.assert_array_equal(last["x"], x[:, -1])
     np.testing.assert_array_equal(last["flag"], x[:, -1] > 0)
     np.testing.assert_array_equal(gathered, [x] * 4)
@@ -171,8 +177,8 @@ def test_documents_start_where_they_do_in_the_whole_sequence(before):
     got = on_shards(
         4,
         lambda *args: starts(*args, Shards(4)),
-        (CUT, WHOLE),
-        CUT,
+        (SHARDED, REPLICATED),
+        SHARDED,
         *(segments, given),
     )
     np.testing.assert_array_equal(got, starts(segments, given))

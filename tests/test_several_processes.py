@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from lcx.experiment import load
-from lcx.processes import PREEMPTED
-from lcx.runs import Run
-from lcx.train import restore_params
+from lcx.parallel.processes import PREEMPTED
+from lcx.training.loop import restore_params
+from lcx.training.runs import Run
 
 HERE = Path(__file__).parent
-LCX = [sys.executable, "-c", "from lcx.cli import main; main()"]
+LCX = [sys.executable, "-c", "from lcx.command.cli import main; main()"]
 STEPS = 40
 
 
@@ -55,7 +55,7 @@ def test_processes_that_are_preempted_and_go_on_elsewhere_end_with_the_same_numb
     alone, moved = (Run(tmp_path / name / "softmax") for name in ("alone", "moved"))
     one = launched(texts, 1, 1, "compare", "--out", str(alone.folder.parent))
 
-    # two processes, told to end in the midst
+    # two processes, asked to end in the midst
     out = ["--out", str(moved.folder.parent)]
     two = launched(texts, 2, 2, "compare", *out, *mesh(data=2, seq=2))
     while len(moved.read_metrics()) < 2:
@@ -97,9 +97,9 @@ import os, sys
 import numpy as np, jax
 from jax.sharding import NamedSharding
 from lcx.data import packing
-from lcx.processes import join
+from lcx.parallel.processes import join
 join()
-from lcx.mesh import BATCH, Mesh, make_mesh, place
+from lcx.parallel.mesh import BATCH, Mesh, make_mesh, place
 
 class Watched:
     read = 0

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lcx import seqpar
-from lcx.mesh import BATCH, Mesh, make_mesh
+from lcx.kernels import Kernels
 from lcx.ops import sharded_attention as module
 from lcx.ops.attention import Bias, attention
 from lcx.ops.sharded_attention import sharded_attention
 from lcx.ops.tiles import Marks, Plan, Scoring, Tiles, Tiling
+from lcx.parallel import seqpar
+from lcx.parallel.mesh import BATCH, Mesh, make_mesh
+from lcx.parallel.seqpar import SHARDED, Shards, sharded
 from lcx.positions import XPos
-from lcx.seqpar import CUT, Shards, sharded
 
 LENGTH, SLOPES = 160, (0.5, 0.25, 2.0**-3, 2.0**-8)
 
@@ -48,14 +49,14 @@ def reference(packed, slopes, softcap, decay, **shape):
             segments=(segments, segments) if packed else None,
             bias=None if slopes is None else Bias(slopes, (positions, positions)),
             decay=None if decay is None else np.array(decay),
-            implementation="reference",
+            kernels=Kernels("reference"),
         )
 
     arrays, *marks = inputs(**shape)
     return jax.device_get(jax.jit(partial(output_and_gradients, form))(*arrays, *marks))
 
 
-def in_shards(count, implementation, packed, slopes, softcap, decay):
+def in_shards(count, exchange, packed, slopes, softcap, decay):
     def form(q, k, v, segments, positions):
         return sharded_attention(
             *(q, k, v),
@@ -65,17 +66,17 @@ def in_shards(count, implementation, packed, slopes, softcap, decay):
             slopes=slopes,
             positions=positions,
             decay=None if decay is None else np.array(decay),
-            implementation=implementation,
+            exchange=exchange,
         )
 
-    return sharded(form, Shards(count), (CUT,) * 5, (CUT, CUT))
+    return sharded(form, Shards(count), (SHARDED,) * 5, (SHARDED, SHARDED))
 
 
-def check(count, implementation, packed=True, slopes=None, softcap=None, decay=None, **shape):
+def check(count, exchange, packed=True, slopes=None, softcap=None, decay=None, **shape):
     """Measured: errors of up to 6e-7 of an array's largest entry."""
     arrays, *marks = inputs(**shape)
     options = packed, slopes, softcap, decay
-    form = in_shards(count, implementation, *options)
+    form = in_shards(count, exchange, *options)
     with jax.set_mesh(make_mesh(Mesh(seq=count))):
         got = jax.device_get(jax.jit(partial(output_and_gradients, form))(*arrays, *marks))
     assert_close(got, reference(*options, **shape))
@@ -90,18 +91,18 @@ def assert_close(got, expected):
 FORMS = ("gather", "ring")
 
 
-@pytest.mark.parametrize(("count", "implementation"), [(2, "ring"), (8, "ring"), (8, "gather")])
-def test_equals_the_whole(count, implementation):
-    check(count, implementation)
+@pytest.mark.parametrize(("count", "exchange"), [(2, "ring"), (8, "ring"), (8, "gather")])
+def test_equals_the_whole(count, exchange):
+    check(count, exchange)
 
 
-@pytest.mark.parametrize("implementation", FORMS)
+@pytest.mark.parametrize("exchange", FORMS)
 @pytest.mark.parametrize(
     ("packed", "slopes", "softcap", "G"), [(False, None, None, 4), (True, SLOPES, 1.5, 1)]
 )
-def test_options(implementation, packed, slopes, softcap, G):
+def test_options(exchange, packed, slopes, softcap, G):
     """One document and as many KV heads as heads; and everything, with a single KV head."""
-    check(4, implementation, packed, slopes, softcap, G=G)
+    check(4, exchange, packed, slopes, softcap, G=G)
 
 
 def test_decaying_products():
@@ -113,10 +114,10 @@ def test_shards_of_an_odd_length_gather(monkeypatch):
     check(8, None, length=8 * 5, G=4)
 
 
-def traced(implementation, decay=None, count=8, **shape):
+def traced(exchange, decay=None, count=8, **shape):
     """What is run on each shard, as text."""
     arrays, *marks = inputs(**shape)
-    form = in_shards(count, implementation, True, None, None, decay)
+    form = in_shards(count, exchange, True, None, None, decay)
     with jax.set_mesh(make_mesh(Mesh(seq=count))):
         return str(jax.make_jaxpr(form)(*arrays[:3], *marks))
 
@@ -132,8 +133,8 @@ def test_the_form_chosen_by_itself(G, gathers, monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"implementation": "ring", "length": 40}, "shards of 5 tokens have no halves"),
-        ({"implementation": "ring", "decay": (-0.1,) * 8}, "the ring cannot run here: decays are"),
+        ({"exchange": "ring", "length": 40}, "shards of 5 tokens have no halves"),
+        ({"exchange": "ring", "decay": (-0.1,) * 8}, "the ring cannot run here: decays are"),
     ],
 )
 def test_what_cannot_run_says_why(asked, message):
@@ -141,15 +142,15 @@ def test_what_cannot_run_says_why(asked, message):
         traced(**asked)
 
 
-@pytest.mark.parametrize("implementation", FORMS)
-def test_beside_other_axes(implementation):
+@pytest.mark.parametrize("exchange", FORMS)
+def test_beside_other_axes(exchange):
     """Rows and heads are cut along axes that the compiler has in hand."""
     mesh = make_mesh(Mesh(fsdp=2, seq=2, model=2))
     arrays, *marks = inputs()
     heads = NamedSharding(mesh, PartitionSpec(*BATCH, "model"))
     arrays = [jax.device_put(a, heads) for a in arrays]
     marks = [jax.device_put(m, NamedSharding(mesh, BATCH)) for m in marks]
-    form = in_shards(2, implementation, True, None, None, None)
+    form = in_shards(2, exchange, True, None, None, None)
     with jax.set_mesh(mesh):
         got = jax.device_get(jax.jit(partial(output_and_gradients, form))(*arrays, *marks))
     assert_close(got, reference(True, None, None, None))
@@ -192,13 +193,15 @@ class TestBalance:
         assert visited.sum() == self.tiles(jnp.int32(0), whole, whole)
 
     def test_gather(self):
-        workers = (seqpar.worked(i, self.SHARD, Shards(self.COUNT)) for i in range(self.COUNT))
+        workers = (
+            seqpar.zigzag_indices(i, self.SHARD, Shards(self.COUNT)) for i in range(self.COUNT)
+        )
         whole = self.COUNT * self.SHARD
         tiles = jax.jit(partial(self.tiles, queries=self.SHARD, keys=whole))
         visited = [int(tiles(jnp.concatenate(w))) for w in workers]
         assert max(visited) == min(visited)
 
     def test_without_it_the_last_shard_would_do_many_times_as_much_as_the_first(self, monkeypatch):
-        monkeypatch.setattr(seqpar, "halves", lambda i, shards: (2 * i, 2 * i + 1))
+        monkeypatch.setattr(seqpar, "zigzag_halves", lambda i, shards: (2 * i, 2 * i + 1))
         visited = self.visited(monkeypatch).sum(axis=1)
         assert visited[-1] > 14 * visited[0]

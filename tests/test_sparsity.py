@@ -5,13 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lcx.block import Block
 from lcx.cost import training_flops
+from lcx.kernels import FORMS, Kernels
 from lcx.mixers import MIXERS, SoftmaxAttention
-from lcx.model import LM, Block, count_parameters
+from lcx.model import LM, count_parameters
 from lcx.ops.block_attention import block_attention
 from lcx.positions import NoPE
-from lcx.sparsity import Fixed, Full, ShiftedGroups, Sparsity, Strided, TopBlocks, Window
-from lcx.types import Context, Dims, Mixer
+from lcx.sparsity import Fixed, Full, Request, ShiftedGroups, Sparsity, Strided, TopBlocks, Window
+from lcx.types import Context, CountsFlops, Dims
 
 B, T, H, G, K = 2, 60, 4, 2, 8
 
@@ -60,7 +62,7 @@ def packed():
 
 def attend(sparsity: Sparsity, q, k, v, segments):
     ctx = Context.of(jnp.arange(q.shape[1])[None].repeat(B, 0), segments)
-    run = jax.jit(lambda *qkv: sparsity(*qkv, ctx, NoPE(), None, None)[0])
+    run = jax.jit(lambda *qkv: sparsity(Request(*qkv, ctx, NoPE())).o)
     return run(*map(jnp.asarray, (q, k, v)))
 
 
@@ -108,15 +110,15 @@ def test_block_attention_in_both_forms(devices, monkeypatch):
     q, k, v = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in shapes)
     before = jnp.sort(jnp.asarray(rng.integers(0, 21, (B, 700)), jnp.int32), axis=1)
 
-    def gradients(implementation):
+    def gradients(kernels):
         def loss(q, k, v):
-            o, lse = block_attention(q, k, v, before, top=3, implementation=implementation)
+            o, lse = block_attention(q, k, v, before, top=3, kernels=kernels)
             return (o * jnp.cos(jnp.arange(K))).sum() + jnp.sin(lse).sum()
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
 
     for got, expected in zip(
-        *map(jax.tree.leaves, map(gradients, (None, "reference"))), strict=True
+        *map(jax.tree.leaves, map(gradients, map(Kernels, FORMS))), strict=True
     ):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
@@ -141,7 +143,7 @@ def test_keys_seen_of_chosen_blocks():
 def test_every_mixer_tells_what_mixing_takes(name):
     """A cost table without a gap, and FLOPs that only softmax attention adds with the length."""
     mixer = MIXERS[name]()
-    assert isinstance(mixer, Mixer)
+    assert isinstance(mixer, CountsFlops)
     short, long = (mixer.mixing_flops(Dims(64, layers=2), n) for n in (64, 4096))
     assert (long > short) if name == "SoftmaxAttention" else (long == short)
 

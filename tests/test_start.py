@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lcx.start import SETTING, huge_pages
+from lcx.command.start import SETTING, huge_pages
 
 
 def started(tmp_path, policy: str, tunables: str | None) -> list[str]:
@@ -14,7 +14,7 @@ def started(tmp_path, policy: str, tunables: str | None) -> list[str]:
     (tmp_path / "enabled").write_text(policy)
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, sys; from pathlib import Path; from lcx.start import huge_pages\n"
+        "import os, sys; from pathlib import Path; from lcx.command.start import huge_pages\n"
         "print('begun', flush=True)\n"
         f"huge_pages(Path({str(tmp_path / 'enabled')!r}))\n"
         "print(os.environ.get('GLIBC_TUNABLES'), *sys.argv[1:], sep='|')\n"

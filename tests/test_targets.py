@@ -65,13 +65,13 @@ def test_every_tokenizer_scores_the_same_bytes(tmp_path, many):
         (a, b), (c, d) = text.spans
         assert 700 <= a < b <= c < d
         raw = many[text.name]
-        for window in SPANS.windows(text, tokenizer.bos):
+        for window in SPANS.excerpts(text, tokenizer.bos):
             read = tokenizer.decode(window.tokens[1:])
             assert read in raw
         for first, last in text.spans:
             covered = b"".join(
                 tokenizer.decode(w.tokens[s.first : s.last])
-                for w in SPANS.windows(text, tokenizer.bos)
+                for w in SPANS.excerpts(text, tokenizer.bos)
                 for s in w.scores
                 if s.context == 32
             )

@@ -16,22 +16,24 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lcx.checkpoint import CorruptCheckpointError
-from lcx.evaluate import evaluate
+from lcx.evaluation.evaluate import evaluate
 from lcx.experiment import Train, validate
-from lcx.log import NonFiniteLossError
-from lcx.mesh import Mesh
+from lcx.losses import CrossEntropy
 from lcx.optim import AdamW
+from lcx.parallel.mesh import Mesh
 from lcx.positions import ALiBi, DynamicNTK, Learned, NoPE, PoSE, RoPE, XPos
-from lcx.runs import Run
 from lcx.spec import describe
-from lcx.train import (
+from lcx.training.checkpoint import CorruptCheckpointError
+from lcx.training.log import NonFiniteLossError
+from lcx.training.loop import (
     TrainState,
     finished,
     make_step,
     restore_params,
     train,
 )
+from lcx.training.runs import Run
+from lcx.types import Batch
 from tests.tiny import tiny
 
 
@@ -74,7 +76,7 @@ def test_metrics_have_a_line_a_step_and_the_loss_falls(run, experiment):
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(run, experiment, texts, tmp_path):
     folder = tmp_path / "out"
-    command = [sys.executable, "-c", "from lcx.cli import main; main()", "train"]
+    command = [sys.executable, "-c", "from lcx.command.cli import main; main()", "train"]
     command += [str(Path(__file__).parent / "tiny.py"), "--out", str(folder), "--only", "softmax"]
     environment = os.environ | {"TINY_TEXTS": f"{texts}/*.txt", "PYTHONPATH": os.getcwd()}
     killed = Run(folder / "softmax")
@@ -94,10 +96,10 @@ def test_a_killed_run_resumes_to_the_same_bits(run, experiment, texts, tmp_path)
     assert len(starts) == 4
 
 
-def batch_of(experiment) -> dict:
+def batch_of(experiment) -> Batch:
     settings = experiment.train
     stream = iter(experiment.data.load().batches(settings.length, settings.batch, 0))
-    return jax.tree.map(jnp.asarray, next(stream))
+    return Batch(**jax.tree.map(jnp.asarray, next(stream)))
 
 
 def one_step(experiment):
@@ -112,7 +114,7 @@ def test_accumulation_changes_nothing_but_rounding(experiment):
     parts, metrics_of_parts = one_step(
         replace(experiment, train=replace(experiment.train, accumulate=4))
     )
-    for name in metrics:
+    for name in ("loss", "tokens", "grad_norm"):
         np.testing.assert_allclose(metrics_of_parts[name], metrics[name], rtol=1e-5)
     # Adam divides by the gradient's size, so rounding shows where a gradient is nearly zero
     for a, b in zip(jax.tree.leaves(parts.params), jax.tree.leaves(whole.params), strict=True):
@@ -120,7 +122,7 @@ def test_accumulation_changes_nothing_but_rounding(experiment):
 
 
 def test_z_loss_pulls_the_normaliser_and_is_not_reported(experiment):
-    settings = replace(experiment.train, z_loss=0.1)
+    settings = replace(experiment.train, loss=CrossEntropy(z=0.1))
     _, plain = one_step(experiment)
     _, pulled = one_step(replace(experiment, train=settings))
     assert pulled["loss"] == plain["loss"]

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lcx import train as module
 from lcx.data import MQAR
 from lcx.experiment import Train, validate
 from lcx.positions import PoSE
 from lcx.protocols import Recall
-from lcx.runs import Run
-from lcx.train import Validation, restore_params, train
+from lcx.training import loop as module
+from lcx.training.loop import Validation, restore_params, train
+from lcx.training.runs import Run
+from lcx.types import Batch
 from tests.tiny import tiny
 
 
@@ -41,9 +42,7 @@ def expected_loss(experiment, params) -> float:
     nll, tokens = 0.0, 0
     for _ in range(count):
         batch = {name: np.asarray(array) for name, array in next(stream).items()}
-        logits, _ = jax.jit(experiment.model)(
-            params, batch["tokens"], batch["positions"], batch["segments"]
-        )
+        logits = jax.jit(experiment.model)(params, Batch(**batch)).x
         scores = np.asarray(jax.nn.log_softmax(logits), np.float64)
         picked = np.take_along_axis(scores, batch["targets"][..., None], axis=-1)[..., 0]
         counted = (batch["segments"] > 0) & (batch["targets"] >= 0)
@@ -86,8 +85,8 @@ def test_rows_are_the_same_whatever_the_seed_and_lie_where_training_draws_them(e
     plain = rows()
     jax.tree.map(np.testing.assert_array_equal, rows(seed=1), plain)
     drawn = rows(positions=PoSE(longest=300))
-    np.testing.assert_array_equal(drawn["tokens"], plain["tokens"])
-    assert drawn["positions"].max() < 300 < plain["positions"].max()
+    np.testing.assert_array_equal(drawn.tokens, plain.tokens)
+    assert drawn.positions.max() < 300 < plain.positions.max()
 
 
 def test_what_cannot_be_validated_is_refused(experiment):

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lcx.cli import positions_command
-from lcx.positions import NTK, DynamicNTK, Linear, LongRoPE, RoPE, XPos, YaRN
-from lcx.wavelengths import (
+from lcx.command.cli import positions_command
+from lcx.command.wavelengths import (
     EXTRAPOLATED,
     INTERPOLATED,
     KEPT,
@@ -16,6 +15,7 @@ from lcx.wavelengths import (
     wavelengths,
     write_picture,
 )
+from lcx.positions import NTK, DynamicNTK, LongRoPE, PositionInterpolation, RoPE, XPos, YaRN
 
 # Heads of 8 features and a base of 10^4: pairs turn every 6.28, 62.8, 628 and 6,283 tokens.
 WIDTH, TRAINED, READ = 8, 100, 400
@@ -29,8 +29,8 @@ def test_what_each_scaling_makes_of_the_pairs():
     assert verdicts(RoPE()) == [KEPT, KEPT, EXTRAPOLATED, EXTRAPOLATED]
     assert verdicts(RoPE(), length=TRAINED) == [KEPT] * 4
     assert verdicts(XPos()) == verdicts(RoPE())
-    assert verdicts(RoPE(scaling=Linear(4.0))) == [INTERPOLATED] * 4
-    assert verdicts(RoPE(scaling=Linear(2.0)))[2:] == [EXTRAPOLATED] * 2
+    assert verdicts(RoPE(scaling=PositionInterpolation(4.0))) == [INTERPOLATED] * 4
+    assert verdicts(RoPE(scaling=PositionInterpolation(2.0)))[2:] == [EXTRAPOLATED] * 2
     # the slowest pair by 4, the one before by 4^(2/3), which is not enough
     assert verdicts(RoPE(scaling=NTK(4.0))) == [KEPT, INTERPOLATED, EXTRAPOLATED, INTERPOLATED]
     assert verdicts(RoPE(scaling=DynamicNTK(TRAINED))) == verdicts(RoPE(scaling=NTK(4.0)))
@@ -66,7 +66,9 @@ def test_table_and_picture(tmp_path):
 
 def test_command(tmp_path, capsys):
     out = tmp_path / "p.png"
-    positions_command("RoPE(scaling=Linear(2))", train_len=100, eval_len=400, width=8, out=out)
+    positions_command(
+        "RoPE(scaling=PositionInterpolation(2))", train_len=100, eval_len=400, width=8, out=out
+    )
     assert "2 interpolated, 2 extrapolated" in " ".join(capsys.readouterr().out.split())
     assert out.exists()
 
@@ -74,10 +76,10 @@ def test_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("Linear(4)", {}, r"write RoPE\(scaling=Linear\(4\)\)"),
+        ("PositionInterpolation(4)", {}, r"write RoPE\(scaling=PositionInterpolation\(4\)\)"),
         ("RoPE(scaling=YaRN(4))", {}, "YaRN needs original"),
-        ("RoPE(scaling=Linear(0.5))", {}, "factor must be at least 1"),
-        ("RoPE(scalling=Linear(2))", {}, "did you mean 'scaling'"),
+        ("RoPE(scaling=PositionInterpolation(0.5))", {}, "factor must be at least 1"),
+        ("RoPE(scalling=PositionInterpolation(2))", {}, "did you mean 'scaling'"),
         ("NoPE()", {}, "NoPE turns no features"),
         ("8", {}, "8 is no position scheme"),
         ("RoPE()", {"width": 9}, "heads of 9 are odd"),

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from lcx.xla import known_options, unknown_flags
+from lcx.parallel.xla import known_options, unknown_flags
 
 
 def test_flags_that_xla_does_not_know_are_found_before_they_end_the_process():
@@ -23,7 +23,7 @@ def test_options_that_xla_does_not_know_are_left_out():
 
 def test_the_command_names_an_unknown_flag_in_one_line():
     env = os.environ | {"XLA_FLAGS": "--xla_nothing=1"}
-    command = [sys.executable, "-c", "from lcx.start import main; main()", "list"]
+    command = [sys.executable, "-c", "from lcx.command.start import main; main()", "list"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout == ""

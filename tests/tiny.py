@@ -3,13 +3,14 @@
 import os
 from dataclasses import replace
 
+from lcx.block import Block
 from lcx.data import Data, TextFiles
 from lcx.experiment import Experiment, Experiments, Train
 from lcx.layers import SwiGLU
 from lcx.mixers import RetNet, SoftmaxAttention
-from lcx.model import LM, Block
+from lcx.model import LM
 from lcx.optim import AdamW
-from lcx.positions import Linear, RoPE
+from lcx.positions import PositionInterpolation, RoPE
 from lcx.protocols import SameTargets
 
 
@@ -29,7 +30,7 @@ def tiny(glob: str) -> Experiment:
 def experiments() -> Experiments:
     """Read by the command-line tests, which say in the environment where the texts are."""
     softmax = tiny(os.environ["TINY_TEXTS"])
-    stretched = model(SoftmaxAttention(heads=2, position=RoPE(scaling=Linear(4))))
+    stretched = model(SoftmaxAttention(heads=2, position=RoPE(scaling=PositionInterpolation(4))))
     return {
         "softmax": softmax,
         "stretched": replace(

@@ -14,7 +14,7 @@ from lcx.data.duplicates import with_near_copies
 from lcx.data.sources import PythonCorpus, Source
 from lcx.data.task import Targets
 from lcx.data.tokenizers import Bytes, Tokenizer, TokenizerSpec
-from lcx.protocols import EvaluationProtocol, Recall
+from lcx.protocols import EvaluationProtocol
 
 if TYPE_CHECKING:
     import grain
@@ -89,8 +89,10 @@ class Corpus:
 
     def check(self, length: int, protocol: EvaluationProtocol) -> None:
         """Raise ValueError where rows of `length` or the protocol do not fit."""
-        if isinstance(protocol, Recall):
-            raise ValueError("Recall measures MQAR; for text take SameTargets(), say")
+        if protocol.reads != "text":
+            raise ValueError(
+                f"{type(protocol).__name__} measures MQAR; for text take SameTargets(), say"
+            )
         self.documents("train")
         if self.data.at_least:
             self._read("train")

@@ -16,7 +16,8 @@ from jaxtyping import Int
 
 from lcx.data.cache import Digest
 from lcx.data.task import Targets
-from lcx.protocols import EvaluationProtocol, Recall, Text, asked_again
+from lcx.protocols import EvaluationProtocol, Text
+from lcx.protocols.recall import asked_again
 
 if TYPE_CHECKING:
     import grain
@@ -77,7 +78,7 @@ class RecallTask:
             raise ValueError(
                 f"{max(self.data.pairs)} pairs take {needed} tokens; train.length is {length}"
             )
-        if not isinstance(protocol, Recall):
+        if protocol.reads != "pairs":
             raise ValueError(f"MQAR is measured by Recall, not by {type(protocol).__name__}")
         self.targets(protocol)
 

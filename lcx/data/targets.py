@@ -12,7 +12,8 @@ from lcx.data.duplicates import hashes, stand_in
 from lcx.data.packing import Tokens
 from lcx.data.task import Targets
 from lcx.data.tokenizers import Tokenizer
-from lcx.protocols import EvaluationProtocol, SameTargets, Text, covering
+from lcx.protocols import EvaluationProtocol, SameTargets, Text
+from lcx.protocols.same_targets import covering
 
 COPIED = 64
 """Bytes: a span of which so many in a row stand elsewhere word for word is left out. To a shorter

@@ -17,10 +17,11 @@ from lcx.dense import (
     uniform,
     vector,
 )
-from lcx.layers import l2_normalise, rms_normalise
+from lcx.layers.norms import l2_normalise, rms_normalise
 from lcx.ops.delta_rule import delta_rule
 from lcx.ops.short_conv import short_conv
-from lcx.types import Context, Dims, Params, State
+from lcx.ops.states import ConvolvedState
+from lcx.types import Context, Dims, Output, Params, State, absent_fields
 
 
 @dataclass(frozen=True)
@@ -29,30 +30,30 @@ class DeltaNet:
 
     Queries, keys and values pass a short convolution and SiLU; queries and keys get length 1; the
     rate of replacement is sigmoid(x W). Each head's output is RMS-normalised. State: the last
-    taps - 1 inputs of the convolution, one K x K matrix per head. Fixed size.
+    kernel_size - 1 inputs of the convolution, one K x K matrix per head. Fixed size.
     """
 
     heads: int = 4
-    taps: int = 4
+    kernel_size: int = 4
 
     def __post_init__(self):
-        if self.taps < 1:
-            raise ValueError(f"DeltaNet: taps must be at least 1, not {self.taps}")
+        if self.kernel_size < 1:
+            raise ValueError(f"DeltaNet: kernel_size must be at least 1, not {self.kernel_size}")
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
         width = head_width("DeltaNet", dims, self.heads)
         return nnx.Dict(
-            **_projections(dims, self.heads, self.taps, dims.model, rngs),
+            **_projections(dims, self.heads, self.kernel_size, dims.model, rngs),
             scale=vector(jnp.ones(width, dims.policy.params)),
             out=residual(dims, dims.model, ("heads", "embed"), rngs),
         )
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         width = dims.model // self.heads
-        return {
-            "conv": jnp.zeros((batch, self.taps - 1, 3 * dims.model), dims.policy.compute),
-            "S": jnp.zeros((batch, self.heads, width, width), jnp.float32),
-        }
+        return ConvolvedState(
+            conv=jnp.zeros((batch, self.kernel_size - 1, 3 * dims.model), dims.policy.compute),
+            S=jnp.zeros((batch, self.heads, width, width), jnp.float32),
+        )
 
     def head_count(self, dims: Dims) -> int:
         return self.heads
@@ -62,16 +63,18 @@ class DeltaNet:
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State | None]:
-        q, k, v, conv = _convolved(params, x, ctx, state, self.heads)
+    ) -> Output:
+        before = absent_fields(state, ConvolvedState)
+        q, k, v, conv = _convolved(params, x, ctx, before.conv, self.heads)
         o, S = delta_rule(
             *(q, k, v, jax.nn.sigmoid(params.beta(x).astype(jnp.float32))),
             starts=ctx.starts,
             shards=ctx.shards,
-            state=None if state is None else state["S"],
+            state=before.S,
+            kernels=ctx.kernels,
         )
         o = rms_normalise(o) * params.scale[...].astype(o.dtype)
-        return params.out(merge_heads(o)), state and {"conv": conv, "S": S}
+        return Output(params.out(merge_heads(o)), state and ConvolvedState(conv, S))
 
 
 @dataclass(frozen=True)
@@ -79,25 +82,26 @@ class GatedDeltaNet:
     """Gated DeltaNet (Yang et al. 2024, arXiv:2412.06464): a DeltaNet that also forgets.
 
     Log-decay of a token and head: -exp(A) softplus(x W + b). Values are `expand` times as wide as
-    keys, and each head's normalised output is gated by SiLU. State: the last taps - 1 inputs of the
+    keys, and each head's normalised output is gated by SiLU. State: the last inputs of the
     convolution, one K x V matrix per head. Fixed size.
     """
 
     heads: int = 4
     expand: int = 2
-    taps: int = 4
+    kernel_size: int = 4
 
     def __post_init__(self):
-        if self.expand < 1 or self.taps < 1:
+        if self.expand < 1 or self.kernel_size < 1:
             raise ValueError(
-                f"GatedDeltaNet: expand {self.expand} and taps {self.taps} must be at least 1"
+                f"GatedDeltaNet: expand {self.expand} and kernel_size {self.kernel_size} must be "
+                "at least 1"
             )
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
         width, wide = head_width("GatedDeltaNet", dims, self.heads), self.expand * dims.model
         rate = jax.random.uniform(rngs.params(), (self.heads,), minval=1e-4, maxval=16.0)
         return nnx.Dict(
-            **_projections(dims, self.heads, self.taps, wide, rngs),
+            **_projections(dims, self.heads, self.kernel_size, wide, rngs),
             gate=linear(dims, dims.model, wide, ("embed", "heads"), rngs),
             decay=linear(dims, dims.model, self.heads, ("embed", None), rngs),
             log_rate=vector(jnp.log(rate)),
@@ -108,10 +112,10 @@ class GatedDeltaNet:
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         width, inputs = dims.model // self.heads, (2 + self.expand) * dims.model
-        return {
-            "conv": jnp.zeros((batch, self.taps - 1, inputs), dims.policy.compute),
-            "S": jnp.zeros((batch, self.heads, width, self.expand * width), jnp.float32),
-        }
+        return ConvolvedState(
+            conv=jnp.zeros((batch, self.kernel_size - 1, inputs), dims.policy.compute),
+            S=jnp.zeros((batch, self.heads, width, self.expand * width), jnp.float32),
+        )
 
     def head_count(self, dims: Dims) -> int:
         return self.heads
@@ -121,35 +125,38 @@ class GatedDeltaNet:
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State | None]:
-        q, k, v, conv = _convolved(params, x, ctx, state, self.heads)
+    ) -> Output:
+        before = absent_fields(state, ConvolvedState)
+        q, k, v, conv = _convolved(params, x, ctx, before.conv, self.heads)
         step = jax.nn.softplus(params.decay(x).astype(jnp.float32) + params.step_bias[...])
         o, S = delta_rule(
             *(q, k, v, jax.nn.sigmoid(params.beta(x).astype(jnp.float32))),
             g=-jnp.exp(params.log_rate[...]) * step,
             starts=ctx.starts,
             shards=ctx.shards,
-            state=None if state is None else state["S"],
+            state=before.S,
+            kernels=ctx.kernels,
         )
         o = merge_heads(rms_normalise(o) * params.scale[...].astype(o.dtype))
-        return params.out(o * jax.nn.silu(params.gate(x))), state and {"conv": conv, "S": S}
+        return Output(
+            params.out(o * jax.nn.silu(params.gate(x))), state and ConvolvedState(conv, S)
+        )
 
 
-def _projections(dims: Dims, heads: int, taps: int, values: int, rngs: nnx.Rngs) -> dict:
+def _projections(dims: Dims, heads: int, kernel_size: int, values: int, rngs: nnx.Rngs) -> dict:
     inputs, dtype = 2 * dims.model + values, jnp.dtype(dims.policy.params)
     return {
         "q": linear(dims, dims.model, dims.model, ("embed", "heads"), rngs),
         "k": linear(dims, dims.model, dims.model, ("embed", "heads"), rngs),
         "v": linear(dims, dims.model, values, ("embed", "heads"), rngs),
-        "conv": vector(uniform(taps**-0.5)(rngs.params(), (taps, inputs), dtype)),
+        "conv": vector(uniform(kernel_size**-0.5)(rngs.params(), (kernel_size, inputs), dtype)),
         "beta": linear(dims, dims.model, heads, ("embed", None), rngs),
     }
 
 
-def _convolved(params, x, ctx, state, heads):
+def _convolved(params, x, ctx, before, heads):
     """Queries and keys of length 1 (queries times K^-1/2), values, and the convolution's state."""
     qkv = jnp.concatenate([params[n](x) for n in "qkv"], axis=-1)
-    before = None if state is None else state["conv"]
     qkv, last = short_conv(
         qkv, params.conv[...], starts=ctx.starts, state=before, shards=ctx.shards
     )

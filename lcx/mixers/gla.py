@@ -8,9 +8,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcx.dense import head_width, linear, merge_heads, residual, split_heads, vector
-from lcx.layers import rms_normalise
+from lcx.layers.norms import rms_normalise
 from lcx.ops.gated_linear_attention import gated_linear_attention
-from lcx.types import Context, Dims, Params, State
+from lcx.ops.states import MatrixState
+from lcx.types import Context, Dims, Output, Params, State, absent_fields
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class GLA:
     heads: int = 4
     rank: int = 16
     """Between W1 and W2."""
-    temper: float = 16.0
+    temperature: float = 16.0
     """The decay's root, tau in the paper."""
 
     def __post_init__(self):
-        if self.rank < 1 or not self.temper > 0:
-            raise ValueError(f"GLA: rank {self.rank} and temper {self.temper} must be positive")
+        if self.rank < 1 or not self.temperature > 0:
+            raise ValueError(
+                f"GLA: rank {self.rank} and temperature {self.temperature} must be positive"
+            )
 
     def _widths(self, dims: Dims) -> tuple[int, int]:
         values = head_width("GLA", dims, self.heads)
@@ -51,7 +54,7 @@ class GLA:
         )
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
-        return {"S": jnp.zeros((batch, self.heads, *self._widths(dims)), jnp.float32)}
+        return MatrixState(jnp.zeros((batch, self.heads, *self._widths(dims)), jnp.float32))
 
     def head_count(self, dims: Dims) -> int:
         return self.heads
@@ -62,17 +65,19 @@ class GLA:
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State | None]:
+    ) -> Output:
+        before = absent_fields(state, MatrixState)
         q, k, v = (split_heads(params[n](x), self.heads) for n in "qkv")
         logit = params.decay_out(params.decay_in(x)).astype(jnp.float32) + params.decay_bias[...]
         o, S = gated_linear_attention(
             q * q.shape[-1] ** -0.5,
             k,
             v,
-            split_heads(jax.nn.log_sigmoid(logit) / self.temper, self.heads),
+            split_heads(jax.nn.log_sigmoid(logit) / self.temperature, self.heads),
             starts=ctx.starts,
             shards=ctx.shards,
-            state=None if state is None else state["S"],
+            state=before.S,
+            kernels=ctx.kernels,
         )
         o = merge_heads(rms_normalise(o) * params.scale[...].astype(o.dtype))
-        return params.out(o * jax.nn.silu(params.gate(x))), state and {"S": S}
+        return Output(params.out(o * jax.nn.silu(params.gate(x))), state and MatrixState(S))

@@ -8,9 +8,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcx.dense import head_width, linear, merge_heads, residual, split_heads, vector
-from lcx.layers import rms_normalise
+from lcx.layers.norms import rms_normalise
 from lcx.ops.linear_attention import linear_attention
-from lcx.types import Context, Dims, Params, State
+from lcx.ops.states import MatrixState
+from lcx.types import Context, Dims, Output, Params, State, absent_fields
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Lightning:
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         width = dims.model // self.heads
-        return {"S": jnp.zeros((batch, self.heads, width, width), jnp.float32)}
+        return MatrixState(jnp.zeros((batch, self.heads, width, width), jnp.float32))
 
     def head_count(self, dims: Dims) -> int:
         return self.heads
@@ -52,7 +53,8 @@ class Lightning:
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State | None]:
+    ) -> Output:
+        before = absent_fields(state, MatrixState)
         q, k, v = (split_heads(jax.nn.silu(params[n](x)), self.heads) for n in "qkv")
         # kept with the parameters, because it belongs to the layer; never trained
         decay = -jnp.exp(jax.lax.stop_gradient(params.log_rate[...]))
@@ -61,7 +63,8 @@ class Lightning:
             g=jnp.broadcast_to(decay, (1, x.shape[1], self.heads)),
             starts=ctx.starts,
             shards=ctx.shards,
-            state=None if state is None else state["S"],
+            state=before.S,
+            kernels=ctx.kernels,
         )
         o = rms_normalise(merge_heads(o)) * params.scale[...].astype(o.dtype)
-        return params.out(o * jax.nn.sigmoid(params.gate(x))), state and {"S": S}
+        return Output(params.out(o * jax.nn.sigmoid(params.gate(x))), state and MatrixState(S))

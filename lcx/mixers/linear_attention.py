@@ -1,16 +1,24 @@
 """Linear attention: a positive feature map in place of the softmax."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from lcx.dense import head_width, linear, merge_heads, residual, split_heads
 from lcx.ops.feature_maps import FEATURE_MAPS, FeatureMap, features
 from lcx.ops.linear_attention import linear_attention
-from lcx.positions import NoPE, PositionScheme, RoPE, only_marks
-from lcx.types import Context, Dims, Params, State
+from lcx.positions import NoPE, PositionScheme, RoPE, encodes_only
+from lcx.types import Context, Dims, Output, Params, State, absent_fields
+
+
+class LinearAttentionState(NamedTuple):
+    """Of each head, the sums over the past of keys times values, and of keys."""
+
+    S: Float32[Array, "B H K V"]
+    normaliser: Float32[Array, "B H K 1"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +49,10 @@ class LinearAttention:
         )
 
     def _check_position(self, width: int) -> None:
-        only_marks("LinearAttention", self.position)
+        encodes_only("LinearAttention", self.position)
         self.position.check(width)
         if isinstance(self.position, RoPE):
-            magnitude = self.position.frequencies(self.position.turning(width), 2**30)[1]
+            magnitude = self.position.frequencies(self.position.rotary_width(width), 2**30)[1]
             if magnitude != 1:
                 raise ValueError(
                     f"LinearAttention: {type(self.position.scaling).__name__} multiplies queries "
@@ -54,10 +62,10 @@ class LinearAttention:
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         keys, values = self._widths(dims)
-        return {
-            "sum": jnp.zeros((batch, self.heads, keys, values), jnp.float32),
-            "normaliser": jnp.zeros((batch, self.heads, keys, 1), jnp.float32),
-        }
+        return LinearAttentionState(
+            S=jnp.zeros((batch, self.heads, keys, values), jnp.float32),
+            normaliser=jnp.zeros((batch, self.heads, keys, 1), jnp.float32),
+        )
 
     def head_count(self, dims: Dims) -> int:
         return self.heads
@@ -68,17 +76,23 @@ class LinearAttention:
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State | None]:
+    ) -> Output:
         q, k, v = (split_heads(params[n](x), self.heads) for n in "qkv")
         q, k = (FEATURE_MAPS[self.feature_map](a) for a in (q, k))
-        before = state or {"sum": None, "normaliser": None}
+        before = absent_fields(state, LinearAttentionState)
         one = jnp.ones_like(v[..., :1])
         z, normaliser = linear_attention(
-            q, k, one, starts=ctx.starts, shards=ctx.shards, state=before["normaliser"]
+            q,
+            k,
+            one,
+            starts=ctx.starts,
+            shards=ctx.shards,
+            state=before.normaliser,
+            kernels=ctx.kernels,
         )
         q, k = self.position(q, k, ctx)
-        o, total = linear_attention(
-            q, k, v, starts=ctx.starts, shards=ctx.shards, state=before["sum"]
+        o, S = linear_attention(
+            q, k, v, starts=ctx.starts, shards=ctx.shards, state=before.S, kernels=ctx.kernels
         )
         y = params.out(merge_heads(o / (z + 1e-6)))
-        return y, state and {"sum": total, "normaliser": normaliser}
+        return Output(y, state and LinearAttentionState(S, normaliser))

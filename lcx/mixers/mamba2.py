@@ -8,10 +8,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcx.dense import linear, residual, split_heads, step_bias, uniform, vector
-from lcx.layers import rms_normalise
+from lcx.layers.norms import rms_normalise
 from lcx.ops.linear_attention import linear_attention
 from lcx.ops.short_conv import short_conv
-from lcx.types import Context, Dims, Params, State
+from lcx.ops.states import ConvolvedState
+from lcx.types import Context, Dims, Output, Params, State, absent_fields
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Mamba2:
 
     S = exp(-dt A) S + B (dt x)^T and y = C S + D x, for heads of x that share their B and C (keys
     and queries); x, B and C pass a short convolution and SiLU; dt = softplus(x W + b). The output
-    is gated, then RMS-normalised. State: the last taps - 1 inputs of the convolution, one
+    is gated, then RMS-normalised. State: the last kernel_size - 1 inputs of the convolution, one
     state x head_width matrix per head. Fixed size.
     """
 
@@ -29,10 +30,10 @@ class Mamba2:
     head_width: int = 64
     """V; there are expand * D / V heads."""
     expand: int = 2
-    taps: int = 4
+    kernel_size: int = 4
 
     def __post_init__(self):
-        if min(self.state, self.head_width, self.expand, self.taps) < 1:
+        if min(self.state, self.head_width, self.expand, self.kernel_size) < 1:
             raise ValueError(f"Mamba2: every number must be at least 1 in {self}")
 
     def head_count(self, dims: Dims) -> int:
@@ -47,7 +48,7 @@ class Mamba2:
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
         inner, heads = self.expand * dims.model, self.head_count(dims)
         inputs, dtype = inner + 2 * self.state, jnp.dtype(dims.policy.params)
-        tap = uniform(self.taps**-0.5)
+        tap = uniform(self.kernel_size**-0.5)
         rate = jax.random.uniform(rngs.params(), (heads,), minval=1.0, maxval=16.0)
         return nnx.Dict(
             x=linear(dims, dims.model, inner, ("embed", "heads"), rngs),
@@ -55,7 +56,7 @@ class Mamba2:
             c=linear(dims, dims.model, self.state, ("embed", None), rngs),
             gate=linear(dims, dims.model, inner, ("embed", "heads"), rngs),
             step=linear(dims, dims.model, heads, ("embed", None), rngs),
-            conv=vector(tap(rngs.params(), (self.taps, inputs), dtype)),
+            conv=vector(tap(rngs.params(), (self.kernel_size, inputs), dtype)),
             conv_bias=vector(tap(rngs.params(), (inputs,), dtype)),
             log_rate=vector(jnp.log(rate)),
             step_bias=vector(step_bias(rngs, heads)),
@@ -67,17 +68,18 @@ class Mamba2:
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         inner, heads = self.expand * dims.model, self.head_count(dims)
         inputs = inner + 2 * self.state
-        return {
-            "conv": jnp.zeros((batch, self.taps - 1, inputs), dims.policy.compute),
-            "S": jnp.zeros((batch, heads, self.state, self.head_width), jnp.float32),
-        }
+        return ConvolvedState(
+            conv=jnp.zeros((batch, self.kernel_size - 1, inputs), dims.policy.compute),
+            S=jnp.zeros((batch, heads, self.state, self.head_width), jnp.float32),
+        )
 
     def mixing_flops(self, dims: Dims, length: int) -> float:
         return 5.0 * self.state * self.expand * dims.model  # decay, add, read
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State | None]:
+    ) -> Output:
+        before = absent_fields(state, ConvolvedState)
         xbc = jnp.concatenate([params[n](x) for n in "xbc"], axis=-1)
         xbc, conv = short_conv(
             xbc,
@@ -85,7 +87,7 @@ class Mamba2:
             params.conv_bias[...],
             starts=ctx.starts,
             shards=ctx.shards,
-            state=None if state is None else state["conv"],
+            state=before.conv,
         )
         inner = xbc.shape[-1] - 2 * self.state
         v, k, q = jnp.split(jax.nn.silu(xbc), [inner, inner + self.state], axis=-1)
@@ -98,9 +100,10 @@ class Mamba2:
             g=-jnp.exp(params.log_rate[...]) * step,
             starts=ctx.starts,
             shards=ctx.shards,
-            state=None if state is None else state["S"],
+            state=before.S,
+            kernels=ctx.kernels,
         )
         o = o + v * params.skip[...][:, None].astype(v.dtype)
         o = o.reshape(*o.shape[:2], -1) * jax.nn.silu(params.gate(x))
         y = params.out(rms_normalise(o, 1e-5) * params.scale[...].astype(o.dtype))
-        return y, state and {"conv": conv, "S": S}
+        return Output(y, state and ConvolvedState(conv, S))

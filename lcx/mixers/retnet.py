@@ -9,10 +9,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcx.dense import head_width, linear, merge_heads, residual, split_heads
-from lcx.layers import rms_normalise
+from lcx.layers.norms import rms_normalise
 from lcx.ops.linear_attention import linear_attention
-from lcx.positions import PositionScheme, RoPE, only_marks
-from lcx.types import Context, Dims, Params, State
+from lcx.ops.states import MatrixState
+from lcx.positions import PositionScheme, RoPE, encodes_only
+from lcx.types import Context, Dims, Output, Params, State, absent_fields
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class RetNet:
     position: PositionScheme = RoPE()
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
-        only_marks("RetNet", self.position)
+        encodes_only("RetNet", self.position)
         self.position.check(head_width("RetNet", dims, self.heads))
         if self.expand < 1:
             raise ValueError(f"RetNet: expand must be at least 1, not {self.expand}")
@@ -44,7 +45,7 @@ class RetNet:
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         width = dims.model // self.heads
-        return {"S": jnp.zeros((batch, self.heads, width, self.expand * width), jnp.float32)}
+        return MatrixState(jnp.zeros((batch, self.heads, width, self.expand * width), jnp.float32))
 
     def head_count(self, dims: Dims) -> int:
         return self.heads
@@ -54,7 +55,8 @@ class RetNet:
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State | None]:
+    ) -> Output:
+        before = absent_fields(state, MatrixState)
         q, k, v = (split_heads(params[n](x), self.heads) for n in "qkv")
         q, k = self.position(q, k, ctx)
         log_decay = np.log1p(-(2.0 ** (-5 - np.arange(self.heads)))).astype(np.float32)
@@ -65,7 +67,8 @@ class RetNet:
             g=jnp.broadcast_to(log_decay, (1, x.shape[1], self.heads)),
             starts=ctx.starts,
             shards=ctx.shards,
-            state=None if state is None else state["S"],
+            state=before.S,
+            kernels=ctx.kernels,
         )
         y = jax.nn.silu(params.gate(x)) * merge_heads(rms_normalise(o))
-        return params.out(y), state and {"S": S}
+        return Output(params.out(y), state and MatrixState(S))

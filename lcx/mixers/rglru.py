@@ -1,19 +1,27 @@
 """Griffin's recurrent block around the real-gated linear recurrent unit."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from lcx.dense import head_width, linear, matrix, merge_heads, normal, residual, split_heads, vector
 from lcx.ops.lru import lru
 from lcx.ops.short_conv import short_conv
-from lcx.types import Context, Dims, Params, State
+from lcx.types import Context, Dims, Output, Params, State, absent_fields
 
 SHARPNESS = 8.0
 """c in the paper's equation 3."""
+
+
+class RGLRUState(NamedTuple):
+    """The last inputs of the convolution, and the recurrence's value."""
+
+    conv: Float[Array, "B W-1 D"]
+    h: Float32[Array, "B D"]
 
 
 @dataclass(frozen=True)
@@ -22,16 +30,16 @@ class RGLRU:
 
     h = a h + sqrt(1 - a^2) (i * x), log a = -8 softplus(Lambda) r, with gates r and i from x, which
     passes a short convolution first; h is gated by gelu. The gates' matrices are block-diagonal,
-    one block a head. At position 0 the input enters whole. State: the last taps - 1 inputs of the
+    one block a head. At position 0 the input enters whole. State: the last inputs of the
     convolution, h. Fixed size, no matrix.
     """
 
     heads: int = 4
-    taps: int = 4
+    kernel_size: int = 4
 
     def __post_init__(self):
-        if self.taps < 1:
-            raise ValueError(f"RGLRU: taps must be at least 1, not {self.taps}")
+        if self.kernel_size < 1:
+            raise ValueError(f"RGLRU: kernel_size must be at least 1, not {self.kernel_size}")
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
         D, width, dtype = dims.model, head_width("RGLRU", dims, self.heads), dims.policy.params
@@ -50,7 +58,7 @@ class RGLRU:
         return nnx.Dict(
             x=linear(dims, D, D, ("embed", "heads"), rngs),
             gate=linear(dims, D, D, ("embed", "heads"), rngs),
-            conv=vector(small(self.taps, D, inputs=self.taps)),
+            conv=vector(small(self.kernel_size, D, inputs=self.kernel_size)),
             conv_bias=vector(jnp.zeros(D, dtype)),
             recurrence_gate=gate(),
             input_gate=gate(),
@@ -59,10 +67,10 @@ class RGLRU:
         )
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
-        return {
-            "conv": jnp.zeros((batch, self.taps - 1, dims.model), dims.policy.compute),
-            "h": jnp.zeros((batch, dims.model), jnp.float32),
-        }
+        return RGLRUState(
+            conv=jnp.zeros((batch, self.kernel_size - 1, dims.model), dims.policy.compute),
+            h=jnp.zeros((batch, dims.model), jnp.float32),
+        )
 
     def head_count(self, dims: Dims) -> int:
         return self.heads
@@ -72,15 +80,15 @@ class RGLRU:
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State | None]:
-        before = state or {"conv": None, "h": None}
+    ) -> Output:
+        before = absent_fields(state, RGLRUState)
         inputs, conv = short_conv(
             params.x(x),
             params.conv[...],
             params.conv_bias[...],
             starts=ctx.starts,
             shards=ctx.shards,
-            state=before["conv"],
+            state=before.conv,
         )
 
         def gate(name: str) -> Float[Array, "B T D"]:
@@ -95,11 +103,12 @@ class RGLRU:
             share * (gate("input_gate") * inputs),
             g,
             starts=ctx.starts,
-            state=before["h"],
+            state=before.h,
             shards=ctx.shards,
+            kernels=ctx.kernels,
         )
         y = params.out(h.astype(x.dtype) * jax.nn.gelu(params.gate(x)))
-        return y, state and {"conv": conv, "h": last}
+        return Output(y, state and RGLRUState(conv, last))
 
 
 @jax.custom_jvp

@@ -1,6 +1,7 @@
 """RWKV-4's time mix."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcx.dense import linear, orthogonal, vector, zeros
-from lcx.layers import blend, token_mix, token_shift
+from lcx.layers.rwkv import blend, token_mix, token_shift
 from lcx.ops.wkv import WKVState, wkv4
-from lcx.types import Context, Dims, Params, State
+from lcx.types import Context, Dims, Output, Params, State, absent_fields
+
+
+class RWKV4State(NamedTuple):
+    """The last token, and the running sums."""
+
+    last: Float[Array, "B D"]
+    wkv: WKVState
 
 
 @dataclass(frozen=True)
@@ -45,18 +53,19 @@ class RWKV4:
         )
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
-        return {
-            "last": jnp.zeros((batch, dims.model), dims.policy.compute),
-            "wkv": WKVState.empty(batch, dims.model),
-        }
+        return RWKV4State(
+            last=jnp.zeros((batch, dims.model), dims.policy.compute),
+            wkv=WKVState.empty(batch, dims.model),
+        )
 
     def mixing_flops(self, dims: Dims, length: int) -> float:
         return 10.0 * dims.model  # decay, add and read, of a numerator and a denominator
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State | None]:
-        previous, last = token_shift(x, ctx, state)
+    ) -> Output:
+        before = absent_fields(state, RWKV4State)
+        previous, last = token_shift(x, ctx, before.last)
         k = params.key(blend(params.mix_k, x, previous))
         v = params.value(blend(params.mix_v, x, previous))
         r = params.receptance(blend(params.mix_r, x, previous))
@@ -67,6 +76,7 @@ class RWKV4:
             v,
             starts=ctx.starts,
             shards=ctx.shards,
-            state=None if state is None else state["wkv"],
+            state=before.wkv,
+            kernels=ctx.kernels,
         )
-        return params.out(jax.nn.sigmoid(r) * o), state and {"last": last, "wkv": wkv}
+        return Output(params.out(jax.nn.sigmoid(r) * o), state and RWKV4State(last, wkv))

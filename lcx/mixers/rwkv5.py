@@ -8,9 +8,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcx.dense import head_width, linear, merge_heads, orthogonal, split_heads, vector, zeros
-from lcx.layers import blend, rwkv_decay, rwkv_depth, standardise, token_mix, token_shift
+from lcx.layers.norms import standardise
+from lcx.layers.rwkv import blend, rwkv_decay, rwkv_depth, token_mix, token_shift
 from lcx.ops.gated_linear_attention import gated_linear_attention
-from lcx.types import Context, Dims, Params, State
+from lcx.ops.states import ShiftedState
+from lcx.types import Context, Dims, Output, Params, State, absent_fields
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,10 @@ class RWKV5:
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         width = dims.model // self.heads
-        return {
-            "last": jnp.zeros((batch, dims.model), dims.policy.compute),
-            "S": jnp.zeros((batch, self.heads, width, width), jnp.float32),
-        }
+        return ShiftedState(
+            last=jnp.zeros((batch, dims.model), dims.policy.compute),
+            S=jnp.zeros((batch, self.heads, width, width), jnp.float32),
+        )
 
     def head_count(self, dims: Dims) -> int:
         return self.heads
@@ -63,8 +65,9 @@ class RWKV5:
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State | None]:
-        previous, last = token_shift(x, ctx, state)
+    ) -> Output:
+        before = absent_fields(state, ShiftedState)
+        previous, last = token_shift(x, ctx, before.last)
         r = split_heads(params.receptance(blend(params.mix_r, x, previous)), self.heads)
         k = split_heads(params.key(blend(params.mix_k, x, previous)), self.heads)
         v = split_heads(params.value(blend(params.mix_v, x, previous)), self.heads)
@@ -76,9 +79,10 @@ class RWKV5:
             bonus=params.bonus[...],
             starts=ctx.starts,
             shards=ctx.shards,
-            state=None if state is None else state["S"],
+            state=before.S,
+            kernels=ctx.kernels,
         )
         # the original divides by 8 before a norm of eps 1e-5: the same as this eps
         o = merge_heads(standardise(o, 64e-5))
         o = o * params.scale[...].astype(o.dtype) + params.bias[...].astype(o.dtype)
-        return params.out(o * gate), state and {"last": last, "S": S}
+        return Output(params.out(o * gate), state and ShiftedState(last, S))

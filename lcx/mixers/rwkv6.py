@@ -18,9 +18,11 @@ from lcx.dense import (
     vector,
     zeros,
 )
-from lcx.layers import rwkv_decay, rwkv_depth, standardise, token_mix, token_shift
+from lcx.layers.norms import standardise
+from lcx.layers.rwkv import rwkv_decay, rwkv_depth, token_mix, token_shift
 from lcx.ops.gated_linear_attention import gated_linear_attention
-from lcx.types import Context, Dims, Params, State
+from lcx.ops.states import ShiftedState
+from lcx.types import Context, Dims, Output, Params, State, absent_fields
 
 MIXES = "wkvrg"
 
@@ -68,10 +70,10 @@ class RWKV6:
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         width = dims.model // self.heads
-        return {
-            "last": jnp.zeros((batch, dims.model), dims.policy.compute),
-            "S": jnp.zeros((batch, self.heads, width, width), jnp.float32),
-        }
+        return ShiftedState(
+            last=jnp.zeros((batch, dims.model), dims.policy.compute),
+            S=jnp.zeros((batch, self.heads, width, width), jnp.float32),
+        )
 
     def head_count(self, dims: Dims) -> int:
         return self.heads
@@ -81,13 +83,14 @@ class RWKV6:
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State | None]:
-        previous, last = token_shift(x, ctx, state)
-        before = previous - x
-        low = jnp.tanh(params.mix_in(x + before * params.mix_x[...].astype(x.dtype)))
+    ) -> Output:
+        before = absent_fields(state, ShiftedState)
+        previous, last = token_shift(x, ctx, before.last)
+        step = previous - x
+        low = jnp.tanh(params.mix_in(x + step * params.mix_x[...].astype(x.dtype)))
         low = low.reshape(*low.shape[:2], 5, self.mix_rank)
         more = jnp.einsum("btmr,mrd->btmd", low, params.mix_out[...].astype(x.dtype))
-        mixed = x[:, :, None] + before[:, :, None] * (params.mix[...].astype(x.dtype) + more)
+        mixed = x[:, :, None] + step[:, :, None] * (params.mix[...].astype(x.dtype) + more)
         w, k, v, r, g = (mixed[:, :, i] for i in range(5))
         r = split_heads(params.receptance(r), self.heads)
         k = split_heads(params.key(k), self.heads)
@@ -99,9 +102,10 @@ class RWKV6:
             bonus=params.bonus[...],
             starts=ctx.starts,
             shards=ctx.shards,
-            state=None if state is None else state["S"],
+            state=before.S,
+            kernels=ctx.kernels,
         )
         o = merge_heads(standardise(o, 64e-5))
         o = o * params.scale[...].astype(o.dtype) + params.bias[...].astype(o.dtype)
         y = params.out(o * jax.nn.silu(params.gate(g)))
-        return y, state and {"last": last, "S": S}
+        return Output(y, state and ShiftedState(last, S))

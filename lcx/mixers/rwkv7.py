@@ -19,17 +19,13 @@ from lcx.dense import (
     vector,
     zeros,
 )
-from lcx.layers import (
-    l2_normalise,
-    rwkv_depth,
-    standardise,
-    token_mix,
-    token_shift,
-)
+from lcx.layers.norms import l2_normalise, standardise
+from lcx.layers.rwkv import rwkv_depth, token_mix, token_shift
 from lcx.ops.delta_rule import diagonal_delta_rule
-from lcx.types import Context, Dims, Params, State
+from lcx.ops.states import ShiftedState
+from lcx.types import Context, Dims, Output, Params, State, absent_fields
 
-STRONGEST = -(math.e**-0.5)
+MIN_LOG_DECAY = -(math.e**-0.5)
 """The log-decay of a token, of a decay of 1: exp(-exp(-0.5)) = 0.545 a token."""
 
 
@@ -39,6 +35,11 @@ class FirstValues(NamedTuple):
     values: Float[Array, "B T D"]
     made: Bool[Array, ""]
     """False before the first layer."""
+
+    @classmethod
+    def initial(cls, x: Float[Array, "B T D"]) -> "FirstValues":
+        """Before the first RWKV-7 layer."""
+        return cls(jnp.zeros_like(x), jnp.zeros((), bool))
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,14 @@ class RWKV7:
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         width = dims.model // self.heads
-        return {
-            "last": jnp.zeros((batch, dims.model), dims.policy.compute),
-            "S": jnp.zeros((batch, self.heads, width, width), jnp.float32),
-        }
+        return ShiftedState(
+            last=jnp.zeros((batch, dims.model), dims.policy.compute),
+            S=jnp.zeros((batch, self.heads, width, width), jnp.float32),
+        )
 
-    def init_shared(self, x: Float[Array, "B T D"]) -> FirstValues:
-        return FirstValues(jnp.zeros_like(x), jnp.zeros((), bool))
+    @property
+    def handed(self) -> type[FirstValues]:
+        return FirstValues
 
     def head_count(self, dims: Dims) -> int:
         return self.heads
@@ -114,9 +116,8 @@ class RWKV7:
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State | None]:
-        y, state, _ = self.share(params, x, ctx, state, self.init_shared(x))
-        return y, state
+    ) -> Output:
+        return self.share(params, x, ctx, state, FirstValues.initial(x))[0]
 
     def share(
         self,
@@ -124,12 +125,13 @@ class RWKV7:
         x: Float[Array, "B T D"],
         ctx: Context,
         state: State | None,
-        shared: FirstValues,
-    ) -> tuple[Float[Array, "B T D"], State | None, FirstValues]:
-        previous, last = token_shift(x, ctx, state)
-        before = previous - x
+        handed: FirstValues,
+    ) -> tuple[Output, FirstValues]:
+        before = absent_fields(state, ShiftedState)
+        previous, last = token_shift(x, ctx, before.last)
+        step = previous - x
         xr, xw, xk, xv, xa, xg = (
-            x + before * params[f"mix_{n}"][...].astype(x.dtype) for n in "rwkvag"
+            x + step * params[f"mix_{n}"][...].astype(x.dtype) for n in "rwkvag"
         )
 
         def low_rank(name, x, between=lambda x: x):
@@ -139,8 +141,8 @@ class RWKV7:
             return params[name][...].astype(x.dtype)
 
         r, k, v = params.receptance(xr), params.key(xk), params.value(xv)
-        shared = FirstValues(jnp.where(shared.made, shared.values, v), jnp.ones((), bool))
-        v = v + (shared.values - v) * jax.nn.sigmoid(parameter("first") + low_rank("first_low", xv))
+        first = jnp.where(handed.made, handed.values, v)
+        v = v + (first - v) * jax.nn.sigmoid(parameter("first") + low_rank("first_low", xv))
         rate = jax.nn.sigmoid(parameter("rate") + low_rank("rate_low", xa))
         decay = low_rank("decay_low", xw, jnp.tanh).astype(jnp.float32) + params.decay[...]
         gate = low_rank("gate_low", xg, jax.nn.sigmoid)
@@ -150,13 +152,14 @@ class RWKV7:
         r, k, v, rate = (split_heads(a, self.heads) for a in (r, k, v, rate))
         o, S = diagonal_delta_rule(
             *(r, k, v, -removal, removal * rate),
-            split_heads(STRONGEST * jax.nn.sigmoid(decay), self.heads),
-            strongest=STRONGEST,
+            split_heads(MIN_LOG_DECAY * jax.nn.sigmoid(decay), self.heads),
+            min_log_decay=MIN_LOG_DECAY,
             starts=ctx.starts,
             shards=ctx.shards,
-            state=None if state is None else state["S"],
+            state=before.S,
+            kernels=ctx.kernels,
         )
         o = merge_heads(standardise(o, 64e-5)) * parameter("scale") + parameter("bias")
         own = (r * k * params.bonus[...].astype(x.dtype)).sum(axis=-1, keepdims=True) * v
         y = params.out((o + merge_heads(own)) * gate)
-        return y, state and {"last": last, "S": S}, shared
+        return Output(y, state and ShiftedState(last, S)), FirstValues(first, jnp.ones((), bool))

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from lcx.dense import head_width, linear, merge_heads, normal, residual, split_heads, vector
 from lcx.positions import PositionScheme, RoPE
-from lcx.sparsity import Full, Sparsity
-from lcx.types import Context, Dims, Params, State
+from lcx.sparsity import Full, Request, Sparsity
+from lcx.types import Context, Dims, Output, Params, State
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,15 @@ class SoftmaxAttention:
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
-    ) -> tuple[Float[Array, "B T D"], State | None]:
+    ) -> Output:
         counts = (self.heads, self.groups, self.groups)
         q, k, v = (split_heads(params[n](x), h) for n, h in zip("qkv", counts, strict=True))
         if self.qk_norm:
             q, k = params.q_norm(q), params.k_norm(k)
-        o, lse, state = self.sparsity(q, k, v, ctx, self.position, self.softcap, state)
+        asked = Request(q, k, v, ctx, self.position, self.softcap, state)
+        o, lse, after = self.sparsity(asked)
         if self.sink_logit:
             # exp(sink) joins the denominator exp(lse)
             share = jax.nn.sigmoid(lse - params.sink[...].astype(jnp.float32))
             o = (share[..., None] * o).astype(o.dtype)
-        return params.out(merge_heads(o)), state
+        return Output(params.out(merge_heads(o)), after)

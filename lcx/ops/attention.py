@@ -8,15 +8,16 @@ term of the denominator needs.
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from lcx.kernels import FASTEST_THERE_IS, Kernels, chosen
 from lcx.ops.blockwise import blockwise
-from lcx.ops.tiles import HIDDEN, Offset, Positions, Scoring, Segments
+from lcx.ops.tiles import MASK_VALUE, Offset, Positions, Scoring, Segments
 
 
 class Bias(NamedTuple):
@@ -44,7 +45,7 @@ def attention(
     segments: Segments | None = None,
     bias: Bias | None = None,
     decay: Float[np.ndarray, " K"] | None = None,
-    implementation: Literal["reference", "blockwise"] | None = None,
+    kernels: Kernels = FASTEST_THERE_IS,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
     """Causal attention of T queries to S keys: the output in q's dtype, and lse in fp32.
 
@@ -63,9 +64,9 @@ def attention(
         bias: added to the scores, after scale and cap.
         decay: log-decays, of each feature's product by each token between query and key, counted
             by their indices: q_t . (exp(decay) ** (offset + t - s) * k_s) (xPos). At most 0.
-        implementation: "reference" (T x S memory) or "blockwise"; None is "blockwise".
+        kernels: the plain form takes T x S memory; the fast one goes tile by tile.
 
-    A query that sees no key gives 0 and lse = HIDDEN (-1e30, finite), and has gradient 0.
+    A query that sees no key gives 0 and lse = MASK_VALUE (-1e30, finite), and has gradient 0.
     Differentiable in reverse mode, once. Raises ValueError when shapes or options do not fit.
     """
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
@@ -96,10 +97,8 @@ def attention(
                 f"bias must have {H} slopes and positions of shapes {(B, T)} and {(B, S)}, not "
                 f"{len(bias.slopes)} and {shapes[0]} and {shapes[1]}"
             )
-    if implementation not in (None, "reference", "blockwise"):
-        raise ValueError(f"implementation {implementation!r}: use 'reference' or 'blockwise'")
 
-    form = _reference if implementation == "reference" else blockwise
+    form = _reference if chosen("attention", kernels) == "reference" else blockwise
     slopes, positions = (None, None) if bias is None else bias
     scoring = Scoring(K**-0.5 if scale is None else scale, window, softcap, slopes)
     if decay is not None:
@@ -201,9 +200,9 @@ def _softmax(
     scores: Float[Array, "... S"], seen: Bool[Array, "... S"]
 ) -> tuple[Float[Array, "... S"], Float[Array, "..."]]:
     """Weights of the keys seen, and the logsumexp of their scores."""
-    lse = jax.nn.logsumexp(jnp.where(seen, scores, HIDDEN), axis=-1)
-    weights = jnp.where(seen, jnp.exp(jnp.where(seen, scores, HIDDEN) - lse[..., None]), 0.0)
-    return weights, jnp.where(seen.any(-1), lse, HIDDEN)
+    lse = jax.nn.logsumexp(jnp.where(seen, scores, MASK_VALUE), axis=-1)
+    weights = jnp.where(seen, jnp.exp(jnp.where(seen, scores, MASK_VALUE) - lse[..., None]), 0.0)
+    return weights, jnp.where(seen.any(-1), lse, MASK_VALUE)
 
 
 def _reference(

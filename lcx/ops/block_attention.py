@@ -5,14 +5,14 @@ arXiv:2502.13189, equation 6). The choice has no gradient: the weights of the ch
 """
 
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from lcx.ops.tiles import HIDDEN, Scoring, Segments
+from lcx.kernels import FASTEST_THERE_IS, Kernels, chosen
+from lcx.ops.tiles import MASK_VALUE, Scoring, Segments
 
 TILE = 64
 """Queries of one block that are attended together."""
@@ -29,7 +29,7 @@ def block_attention(
     top: int,
     softcap: float | None = None,
     segments: Segments | None = None,
-    implementation: Literal["reference", "gathered"] | None = None,
+    kernels: Kernels = FASTEST_THERE_IS,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
     """The output in q's dtype and lse, as `lcx.ops.attention.attention` has them.
 
@@ -38,7 +38,7 @@ def block_attention(
         top: it sees the `top` best of them, or all if they are fewer; of two that fit equally, the
             earlier. Every query head chooses for itself.
         segments: the document of each query [B T] and of each block [B N].
-        implementation: "reference" (T x N x C memory) or "gathered": queries are sorted by the
+        kernels: the plain form takes T x N x C memory; in the fast one queries are sorted by the
             block they chose, so that the work is T x top x C in matrix products.
     """
     B, T, H, K = q.shape
@@ -46,9 +46,9 @@ def block_attention(
     top = min(top, k.shape[1])
     grouped = q.reshape(B, T, G, H // G, K)
     scoring = Scoring(K**-0.5, None, softcap)
-    chosen = _choose(grouped, k, before, top, segments)
-    form = _reference if implementation == "reference" else _gathered
-    o, lse = form(grouped, k, v, chosen, scoring)
+    blocks = _choose(grouped, k, before, top, segments)
+    form = _reference if chosen("block_attention", kernels) == "reference" else _gathered
+    o, lse = form(grouped, k, v, blocks, scoring)
     return o.reshape(B, T, H, -1).astype(q.dtype), lse.reshape(B, T, H)
 
 
@@ -86,11 +86,13 @@ def _reference(q, k, v, chosen, scoring):
     seen = (chosen[..., None] == jnp.arange(N)).any(axis=-2)
     seen = jnp.repeat(seen, C, axis=-1)
     scores = scoring.scores(jnp.einsum("btgrk,bncgk->btgrnc", q, k))
-    scores = jnp.where(seen, scores.reshape(*scores.shape[:4], -1), HIDDEN)
+    scores = jnp.where(seen, scores.reshape(*scores.shape[:4], -1), MASK_VALUE)
     lse = jax.nn.logsumexp(scores, axis=-1)
     weights = jnp.where(seen, jnp.exp(scores - lse[..., None]), 0.0)
     values = jnp.moveaxis(v, 3, 1).reshape(B, -1, N * C, V)
-    return jnp.einsum("btgrs,bgsv->btgrv", weights, values), jnp.where(seen.any(-1), lse, HIDDEN)
+    return jnp.einsum("btgrs,bgsv->btgrv", weights, values), jnp.where(
+        seen.any(-1), lse, MASK_VALUE
+    )
 
 
 def _gathered(q, k, v, chosen, scoring):
@@ -146,8 +148,8 @@ def _one_head(
     slot = jnp.zeros_like(slot).at[order].set(slot)
     real = (slot < tiles * tile).reshape(queries, top)
     slot = jnp.minimum(slot, tiles * tile - 1)
-    lse = jnp.where(real, lse.reshape(-1)[slot].reshape(queries, top), HIDDEN)
+    lse = jnp.where(real, lse.reshape(-1)[slot].reshape(queries, top), MASK_VALUE)
     o = o.reshape(tiles * tile, -1)[slot].reshape(queries, top, -1)
     total = jax.nn.logsumexp(lse, axis=-1)
     share = jnp.where(real, jnp.exp(lse - total[:, None]), 0.0)
-    return jnp.einsum("qt,qtv->qv", share, o), jnp.where(real.any(-1), total, HIDDEN)
+    return jnp.einsum("qt,qtv->qv", share, o), jnp.where(real.any(-1), total, MASK_VALUE)

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from lcx.ops.tiles import (
-    HIDDEN,
+    MASK_VALUE,
     Index,
     Marks,
     Offset,
@@ -30,7 +30,7 @@ from lcx.ops.tiles import (
     take,
 )
 
-BLIND = -HIDDEN
+EMPTY = -MASK_VALUE
 """In this file, the logsumexp of a query without keys: exp(score - it) is 0."""
 
 
@@ -65,7 +65,7 @@ def blockwise(
     else:
         o, lse = lax.map(lambda x: row(*x), rows, batch_size=tiling.rows)
     lse = jnp.moveaxis(lse, -1, 1)
-    return o, jnp.where(lse == BLIND, HIDDEN, lse)
+    return o, jnp.where(lse == EMPTY, MASK_VALUE, lse)
 
 
 # Queries may see their keys in several calls, each of which goes on from the results of the one
@@ -76,13 +76,13 @@ def nothing_seen(q: Float[Array, "B T G R K"], V: int) -> tuple[Array, Array]:
     """The (o, lse) of queries that have seen no key yet; o in fp32, as sums should be."""
     B, T, G, R, _ = q.shape
     o = jnp.zeros_like(q, jnp.float32, shape=(B, T, G, R, V))
-    return o, jnp.full_like(q, BLIND, jnp.float32, shape=(B, G, R, T))
+    return o, jnp.full_like(q, EMPTY, jnp.float32, shape=(B, G, R, T))
 
 
-def see(
+def accumulate(
     plan: Plan, first: Offset, q: Array, k: Array, v: Array, marks: Marks, o: Array, lse: Array
 ) -> tuple[Float[Array, "B T G R V"], Float[Array, "B G R T"]]:
-    """The (o, lse) of queries that have seen these keys, too; lse is BLIND if there was none yet.
+    """The (o, lse) of queries that have seen these keys, too; lse is EMPTY if there was none yet.
 
     first: as `blockwise`'s offset, the same for every row.
     """
@@ -90,12 +90,12 @@ def see(
 
 
 def no_gradients(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
-    """Sums for `see_back` to add to: of q [B T G R K], of k [B G S K], of v [B G S V]; fp32."""
+    """What `accumulate_backward` adds to: of q [B T G R K], k [B G S K] and v [B G S V]; fp32."""
     dk, dv = (jnp.zeros_like(x.swapaxes(1, 2), jnp.float32) for x in (k, v))
     return jnp.zeros_like(q, jnp.float32), dk, dv
 
 
-def see_back(
+def accumulate_backward(
     plan: Plan,
     first: Offset,
     q: Array,
@@ -177,7 +177,7 @@ def _forward(
             if plan.scoring.slopes is not None:
                 s += tiles.bias(t, j)
             if masked:
-                s = jnp.where(tiles.mask(t, j), s, HIDDEN)
+                s = jnp.where(tiles.mask(t, j), s, MASK_VALUE)
             new_top = jnp.maximum(top, s.max(-1))
             p, shrink = jnp.exp(s - new_top[..., None]), jnp.exp(top - new_top)
             vj = tiles.keys(v, j)
@@ -187,19 +187,19 @@ def _forward(
         if before:
             # An output and its logsumexp are what keys whose weights sum to 1 have made.
             top = take(out[1], t, tiles.tiling.queries, axis=2).reshape(G, -1)
-            total = jnp.where(top == BLIND, 0.0, 1.0)
-            top = jnp.where(top == BLIND, HIDDEN, top)
+            total = jnp.where(top == EMPTY, 0.0, 1.0)
+            top = jnp.where(top == EMPTY, MASK_VALUE, top)
             acc = tiles.queries(out[0], t)
         else:
-            top = jnp.full_like(qt[..., 0], HIDDEN, jnp.float32)
+            top = jnp.full_like(qt[..., 0], MASK_VALUE, jnp.float32)
             total = jnp.zeros_like(top)
             acc = jnp.zeros_like(total[..., None], shape=(*total.shape, V))
         top, total, acc = tiles.for_keys(t, keys, (top, total, acc))
         # A query that saw no key has the maximum of hidden scores, or of none, and no meaning.
-        some = top > HIDDEN / 2
+        some = top > MASK_VALUE / 2
         total = jnp.where(some, total, 1.0)
         o = jnp.where(some, 1 / total, 0.0)[..., None] * acc
-        lse = jnp.where(some, top + jnp.log(total), BLIND)
+        lse = jnp.where(some, top + jnp.log(total), EMPTY)
         return tiles.put_queries(out[0], o, t), put(out[1], lse.reshape(G, R, -1), t, axis=2)
 
     o, lse = tiles.for_queries(queries, (o, lse))
@@ -230,7 +230,7 @@ def _backward(
             if plan.scoring.slopes is not None:
                 s += tiles.bias(t, j).mT
             if masked:
-                s = jnp.where(tiles.mask(t, j).mT, s, HIDDEN)
+                s = jnp.where(tiles.mask(t, j).mT, s, MASK_VALUE)
             p = jnp.exp(s - lse_t)
             ds = (p * (_matmul("gsv,gqv->gsq", vj, dot) - delta_t) * slope).astype(q.dtype)
             dqt += _matmul("gsk,gsq->gkq", kj, ds)

@@ -33,9 +33,9 @@ class Sums(NamedTuple):
     fine: Float[Array, "... C"]
 
     @classmethod
-    def of(cls, g: Float[Array, "... C"], strongest: float) -> "Sums":
-        """Up to and with each token. g: log-decays from `strongest` to 0."""
-        grid = 2.0 ** (math.ceil(math.log2(-strongest * g.shape[-1])) - 24)
+    def of(cls, g: Float[Array, "... C"], min_log_decay: float) -> "Sums":
+        """Up to and with each token. g: log-decays from `min_log_decay` to 0."""
+        grid = 2.0 ** (math.ceil(math.log2(-min_log_decay * g.shape[-1])) - 24)
         coarse = jax.lax.stop_gradient(jnp.round(g / grid) * grid)
         return cls(jnp.cumsum(coarse, axis=-1), jnp.cumsum(g - coarse, axis=-1))
 

@@ -17,19 +17,17 @@ section 3.2). All chunks' systems are solved at once, and a short scan carries t
 """
 
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lcx import seqpar
+from lcx.kernels import FASTEST_THERE_IS, Kernels, chosen
 from lcx.ops import chunks
-from lcx.ops.gated_linear_attention import STRONGEST, block_of, pairs
+from lcx.ops.gated_linear_attention import MIN_LOG_DECAY, block_of, pairs
 from lcx.ops.triangular import inverse
-from lcx.seqpar import Affine, Shards
-
-Implementation = Literal["reference", "chunked"]
+from lcx.parallel import seqpar
+from lcx.parallel.seqpar import Affine, Shards
 
 
 def delta_rule(
@@ -43,7 +41,7 @@ def delta_rule(
     state: Float[Array, "B H K V"] | None = None,
     shards: Shards | None = None,
     chunk: int = 32,
-    implementation: Implementation | None = None,
+    kernels: Kernels = FASTEST_THERE_IS,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """Outputs and the final state (fp32), in time and memory linear in T.
 
@@ -53,7 +51,7 @@ def delta_rule(
     chunk = chunks.halving(chunk, q.shape[1])
     if g is None:
         g = jnp.zeros_like(beta)
-    if implementation == "reference":
+    if chosen("delta_rule", kernels) == "reference":
         write = beta[..., None].astype(jnp.float32) * k.astype(jnp.float32)
         erase = -jnp.exp(g.astype(jnp.float32))[..., None] * k.astype(jnp.float32)
         decay = jnp.broadcast_to(g[..., None], k.shape)
@@ -75,18 +73,18 @@ def diagonal_delta_rule(
     state: Float[Array, "B H K V"] | None = None,
     shards: Shards | None = None,
     chunk: int = 32,
-    strongest: float = STRONGEST,
-    implementation: Implementation | None = None,
+    min_log_decay: float = MIN_LOG_DECAY,
+    kernels: Kernels = FASTEST_THERE_IS,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """As `delta_rule`, with a log-decay `g` a feature, and b a^T in place of -beta k k^T.
 
     RWKV-7 has a = -kappa and b = kappa * eta for a kappa of length 1 and eta in [0, 1]. `chunk`: a
-    power of two. `strongest`: no log-decay lies below it; the weaker, the larger matrix products.
+    power of two. `min_log_decay`: none lies below it; the weaker, the larger matrix products.
     """
     chunk = chunks.halving(chunk, q.shape[1])
-    if implementation == "reference":
+    if chosen("diagonal_delta_rule", kernels) == "reference":
         return _over_shards(_reference, (q, k, v, a, b, g), starts, state, shards)
-    run = partial(chunks.in_slabs, partial(_diagonal_chunks, chunk, strongest))
+    run = partial(chunks.in_slabs, partial(_diagonal_chunks, chunk, min_log_decay))
     return _over_shards(run, (q, k, v, a, b, g.astype(jnp.float32)), starts, state, shards)
 
 
@@ -142,7 +140,7 @@ def _split(chunk, tokens):
 def _scalar_chunks(chunk, tokens, state):
     dtype, length = tokens[0].dtype, tokens[0].shape[1]
     (q, k, v, beta, g), document = _split(chunk, tokens)
-    sums = chunks.Sums.of(jnp.maximum(g, STRONGEST), STRONGEST)
+    sums = chunks.Sums.of(jnp.maximum(g, MIN_LOG_DECAY), MIN_LOG_DECAY)
     decay = sums.total
     document = document[:, :, None]
     last = document[..., -1:]
@@ -163,10 +161,10 @@ def _scalar_chunks(chunk, tokens, state):
     return chunks.join(jnp.swapaxes(o, 2, 3), length).astype(dtype), after
 
 
-def _diagonal_chunks(chunk, strongest, tokens, state):
+def _diagonal_chunks(chunk, min_log_decay, tokens, state):
     dtype, length = tokens[0].dtype, tokens[0].shape[1]
     (q, k, v, a, b, g), document = _split(chunk, tokens)
-    g = jnp.maximum(g, strongest)
+    g = jnp.maximum(g, min_log_decay)
     after = chunks.running_sum(g)  # the decay from the chunk's start to behind each token
     before = after - g
     document = document[:, :, None]
@@ -178,7 +176,7 @@ def _diagonal_chunks(chunk, strongest, tokens, state):
     # tokens before have added with b and k, then q also what its own token has.
     scores = pairs(
         *(_in_turn(x, y) for x, y in ((a, q), (b, k), (before, after), (after, after))),
-        block=2 * block_of(strongest, chunk),
+        block=2 * block_of(min_log_decay, chunk),
     )
     index = jnp.arange(chunk)
     earlier = index[:, None] > index

@@ -10,20 +10,18 @@ and 18. A token that starts a document forgets the state before all else.
 """
 
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lcx import seqpar
+from lcx.kernels import FASTEST_THERE_IS, Kernels, chosen
 from lcx.ops import chunks
-from lcx.seqpar import Affine, Shards
+from lcx.parallel import seqpar
+from lcx.parallel.seqpar import Affine, Shards
 
-Implementation = Literal["reference", "chunked"]
-
-STRONGEST = -16.0
-"""A token's strongest log-decay in the chunked form: e^-16 is what fp32 rounds away beside 1."""
+MIN_LOG_DECAY = -16.0
+"""The least log-decay of a token in the chunked form: e^-16 is what fp32 rounds away beside 1."""
 
 
 def gated_linear_attention(
@@ -37,7 +35,7 @@ def gated_linear_attention(
     state: Float[Array, "B H K V"] | None = None,
     shards: Shards | None = None,
     chunk: int = 64,
-    implementation: Implementation | None = None,
+    kernels: Kernels = FASTEST_THERE_IS,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """Outputs and the final state (fp32), in time and memory linear in T.
 
@@ -54,7 +52,7 @@ def gated_linear_attention(
     tokens = (q, k, v, g.astype(jnp.float32), starts)
     if shards is not None:
         state = seqpar.entering(_summary(tokens), state, shards)
-    if implementation == "reference":
+    if chosen("gated_linear_attention", kernels) == "reference":
         o, after = _reference(tokens, u, state)
     else:
         o, after = chunks.in_slabs(partial(_chunked, u, chunk), tokens, state)
@@ -64,7 +62,7 @@ def gated_linear_attention(
 def _summary(tokens):
     """What the tokens do to any state."""
     _, k, v, g, starts = tokens
-    to_end, kept = chunks.decays_to_end(jnp.maximum(g, STRONGEST), starts)
+    to_end, kept = chunks.decays_to_end(jnp.maximum(g, MIN_LOG_DECAY), starts)
     K = k * to_end.astype(k.dtype)
     added = jnp.einsum("bthk,bthv->bhkv", K, v, preferred_element_type=jnp.float32)
     return Affine(kept[..., None], added)
@@ -94,7 +92,7 @@ def _chunked(u, chunk, tokens, state):
     length = q.shape[1]
     # [B, N, H, C, width]
     Q, K, V, G = (jnp.swapaxes(chunks.split(a, chunk), 2, 3) for a in (q, k, v, g))
-    G = jnp.maximum(G, STRONGEST)
+    G = jnp.maximum(G, MIN_LOG_DECAY)
     to_key = chunks.running_sum(G)  # the decay from the chunk's start to behind each token
     to_query = to_key if u is None else to_key - G  # to what each query reads of the past
     document = jnp.cumsum(chunks.split(starts, chunk), axis=-1)
@@ -124,7 +122,7 @@ def _chunked(u, chunk, tokens, state):
     )
     same = document[..., :, None] == document[..., None, :]
     seen = jnp.tril(same, 0 if u is None else -1)[:, :, None]
-    scores = pairs(Q, K, to_query, to_key, block=block_of(STRONGEST, chunk))
+    scores = pairs(Q, K, to_query, to_key, block=block_of(MIN_LOG_DECAY, chunk))
     scores = jnp.where(seen, scores, 0.0).astype(V.dtype)
     o = o + jnp.einsum("bnhij,bnhjv->bnhiv", scores, V, preferred_element_type=jnp.float32)
     if u is not None:
@@ -133,12 +131,12 @@ def _chunked(u, chunk, tokens, state):
     return chunks.join(jnp.swapaxes(o, 2, 3), length).astype(q.dtype), state
 
 
-def block_of(strongest: float, chunk: int) -> int:
-    """How many tokens `pairs` may take at once when no log-decay lies below `strongest`.
+def block_of(min_log_decay: float, chunk: int) -> int:
+    """How many tokens `pairs` may take at once when no log-decay lies below `min_log_decay`.
 
     No factor then exceeds e^64; products of two overflow only for pairs that are masked.
     """
-    while -strongest * chunk / 2 > 64:
+    while -min_log_decay * chunk / 2 > 64:
         chunk //= 2
     return chunk
 

@@ -8,20 +8,18 @@ forgets the state before adding itself.
 """
 
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lcx import seqpar
+from lcx.kernels import FASTEST_THERE_IS, Kernels, chosen
 from lcx.ops import chunks
-from lcx.seqpar import Affine, Shards
+from lcx.parallel import seqpar
+from lcx.parallel.seqpar import Affine, Shards
 
-Implementation = Literal["reference", "chunked"]
-
-STRONGEST = -20.0
-"""A token's strongest log-decay in the chunked form: e^-20 is nothing beside fp32's rounding."""
+MIN_LOG_DECAY = -20.0
+"""The least log-decay of a token in the chunked form: e^-20 is nothing beside fp32's rounding."""
 
 
 def linear_attention(
@@ -34,7 +32,7 @@ def linear_attention(
     state: Float[Array, "B H K V"] | None = None,
     shards: Shards | None = None,
     chunk: int = 64,
-    implementation: Implementation | None = None,
+    kernels: Kernels = FASTEST_THERE_IS,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """Outputs and the final state (fp32), in time and memory linear in T.
 
@@ -54,7 +52,7 @@ def linear_attention(
     tokens = (q, k, v, g.astype(jnp.float32), starts)
     if shards is not None:
         state = seqpar.entering(_summary(tokens), state, shards)
-    if implementation == "reference":
+    if chosen("linear_attention", kernels) == "reference":
         o, after = _reference(tokens, state)
     else:
         o, after = chunks.in_slabs(partial(_chunked, min(chunk, length)), tokens, state)
@@ -64,7 +62,7 @@ def linear_attention(
 def _summary(tokens):
     """What the tokens do to any state."""
     _, k, v, g, starts = tokens
-    to_end, kept = chunks.decays_to_end(jnp.maximum(g, STRONGEST)[..., None], starts)
+    to_end, kept = chunks.decays_to_end(jnp.maximum(g, MIN_LOG_DECAY)[..., None], starts)
     V = (to_end.astype(v.dtype) * v).reshape(*v.shape[:2], k.shape[2], -1, v.shape[-1])
     added = _product("btgk,btgrv->bgrkv", k, V)
     return Affine(kept[..., None], added.reshape(added.shape[0], -1, *added.shape[3:]))
@@ -93,8 +91,10 @@ def _chunked(chunk, tokens, state):
     # Q, K [B N G C K]; V, O and the state have R = H / G heads for each of them, [B N G R C V];
     # decay is [B N G R C], and the documents' numbers are [B N C]
     Q, K = (jnp.swapaxes(chunks.split(a, chunk), 2, 3) for a in (q, k))
-    V, decay = (_grouped(chunks.split(a, chunk), groups) for a in (v, jnp.maximum(g, STRONGEST)))
-    sums = chunks.Sums.of(decay, STRONGEST)
+    V, decay = (
+        _grouped(chunks.split(a, chunk), groups) for a in (v, jnp.maximum(g, MIN_LOG_DECAY))
+    )
+    sums = chunks.Sums.of(decay, MIN_LOG_DECAY)
     decay = sums.total
     document = jnp.cumsum(chunks.split(starts, chunk), axis=-1)
     one = document[:, :, None, None]  # [B N 1 1 C]

@@ -5,15 +5,14 @@
 De et al. 2024 (arXiv:2402.19427), equation 4. A token that starts a document forgets the state.
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lcx import seqpar
+from lcx.kernels import FASTEST_THERE_IS, Kernels, chosen
 from lcx.ops import chunks
-from lcx.seqpar import Affine, Shards
+from lcx.parallel import seqpar
+from lcx.parallel.seqpar import Affine, Shards
 
 
 def lru(
@@ -23,12 +22,11 @@ def lru(
     starts: Bool[Array, "B T"] | None = None,
     state: Float[Array, "B D"] | None = None,
     shards: Shards | None = None,
-    implementation: Literal["reference", "parallel"] | None = None,
+    kernels: Kernels = FASTEST_THERE_IS,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B D"]]:
     """h of every token and the last, in fp32. `g`: log-decays, at most 0.
 
-    "reference" goes token by token, "parallel" takes log2(T) steps, each over all tokens of a slab.
-    None: the former on a CPU, where the work is reading and writing, and one pass does least of it.
+    The fast form takes log2(T) steps, each over all tokens of a slab.
     """
     if starts is None:
         starts = jnp.zeros((1, x.shape[1]), bool)
@@ -37,9 +35,7 @@ def lru(
     tokens = (x.astype(jnp.float32), g.astype(jnp.float32), starts)
     if shards is not None:
         state = seqpar.entering(_summary(tokens), state, shards)
-    if implementation is None:
-        implementation = "reference" if jax.default_backend() == "cpu" else "parallel"
-    if implementation == "reference":
+    if chosen("lru", kernels) == "reference":
         h, last = _reference(tokens, state)
     else:
         h, last = chunks.in_slabs(_parallel, tokens, state)

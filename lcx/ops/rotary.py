@@ -41,7 +41,7 @@ def rotate(
     (partial rotary). Trigonometry and product in fp32, cast last. RoFormer (Su et al. 2021),
     equation 34.
     """
-    turning, still = jnp.split(x, [2 * angle.shape[-1]], axis=-1)
+    rotary, still = jnp.split(x, [2 * angle.shape[-1]], axis=-1)
 
     def pairs(first, second):
         if interleaved:
@@ -49,11 +49,11 @@ def rotate(
         return jnp.concatenate([first, second], axis=-1)
 
     if interleaved:
-        first, second = turning[..., 0::2], turning[..., 1::2]
+        first, second = rotary[..., 0::2], rotary[..., 1::2]
     else:
-        first, second = jnp.split(turning, 2, axis=-1)
+        first, second = jnp.split(rotary, 2, axis=-1)
     cos = (magnitude * jnp.cos(angle))[:, :, None]
     sin = (magnitude * jnp.sin(angle))[:, :, None]
     # All features at once, beside the other of their pairs: XLA makes that one pass over x.
-    turned = turning * pairs(cos, cos) + pairs(second, first) * pairs(-sin, sin)
-    return jnp.concatenate([turned.astype(x.dtype), still], axis=-1)
+    rotated = rotary * pairs(cos, cos) + pairs(second, first) * pairs(-sin, sin)
+    return jnp.concatenate([rotated.astype(x.dtype), still], axis=-1)

@@ -1,7 +1,7 @@
 """Softmax attention over the whole past, of a sequence that lies on several devices.
 
 Late queries see more than early ones, so every shard works on two halves of shards that together
-cost the same (`lcx.seqpar.balance`), and gives them back. In two forms:
+cost the same (`lcx.parallel.seqpar.to_zigzag`), and gives them back. In two forms:
 
     gather    every shard gets all keys and values, once
     ring      keys and values pass from shard to shard, and each is forgotten when it has been seen
@@ -19,19 +19,20 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from lcx import seqpar
+from lcx.kernels import FASTEST_THERE_IS, Kernels, chosen
 from lcx.ops.attention import Bias, attention
 from lcx.ops.blockwise import (
-    BLIND,
+    EMPTY,
+    accumulate,
+    accumulate_backward,
     cotangents_of,
     gradients_of,
     no_gradients,
     nothing_seen,
-    see,
-    see_back,
 )
-from lcx.ops.tiles import HIDDEN, Marks, Plan, Scoring, Tiling
-from lcx.seqpar import Shards
+from lcx.ops.tiles import MASK_VALUE, Marks, Plan, Scoring, Tiling
+from lcx.parallel import seqpar
+from lcx.parallel.seqpar import Shards
 
 GATHERED = 2**20
 """Bytes of a row's keys and values below which they are gathered, however many heads they have."""
@@ -48,15 +49,17 @@ def sharded_attention(
     slopes: tuple[float, ...] | None = None,
     positions: Int[Array, "B t"] | None = None,
     decay: Float[np.ndarray, " K"] | None = None,
-    implementation: Literal["gather", "ring"] | None = None,
+    exchange: Literal["gather", "ring"] | None = None,
+    kernels: Kernels = FASTEST_THERE_IS,
 ) -> tuple[Float[Array, "B t H V"], Float[Array, "B t H"]]:
     """Causal attention of a shard's queries to the keys of all shards: o and lse, as `attention`.
 
     Arguments are this shard's pieces. slopes: of ALiBi, by `positions`.
 
-    None gathers where that is cheap: the row's keys and values are small in themselves
-    (`GATHERED`), or beside the shard's queries, for KV heads are few. Raises ValueError where the
-    ring is asked for and cannot be: for a decay, or shards of an odd length.
+    exchange: how shards come by each other's keys. None gathers where that is cheap: the row's keys
+    and values are small in themselves (`GATHERED`), or beside the shard's queries, for KV heads are
+    few. Raises ValueError where the ring is asked for and cannot be: for a decay, shards of an odd
+    length, or the plain form, which wants all keys in one place.
     """
     T, H = q.shape[1:3]
     G, whole = k.shape[2], T * shards.count
@@ -65,26 +68,28 @@ def sharded_attention(
         unfit = "decays are counted from one token to another, which needs all keys in one place"
     elif T % 2:
         unfit = f"shards of {T} tokens have no halves"
-    if implementation is None:
+    elif chosen("attention", kernels) == "reference":
+        unfit = "the plain form wants all keys in one place"
+    if exchange is None:
         size = whole * G * (k.shape[3] + v.shape[3]) * k.dtype.itemsize
         cheap = size <= GATHERED or shards.count * G <= 2 * H
-        implementation = "gather" if cheap or unfit else "ring"
+        exchange = "gather" if cheap or unfit else "ring"
     positions = None if slopes is None else positions
-    if implementation == "gather":
-        return _gathered(q, k, v, shards, softcap, segments, slopes, positions, decay)
-    if implementation != "ring":
-        raise ValueError(f"implementation {implementation!r}: use 'gather' or 'ring'")
+    if exchange == "gather":
+        return _gathered(q, k, v, shards, softcap, segments, slopes, positions, decay, kernels)
+    if exchange != "ring":
+        raise ValueError(f"exchange {exchange!r}: use 'gather' or 'ring'")
     if unfit:
         raise ValueError(f"the ring cannot run here: {unfit}")
     return _around(q, k, v, shards, softcap, segments, slopes, positions)
 
 
-def _gathered(q, k, v, shards, softcap, segments, slopes, positions, decay):
+def _gathered(q, k, v, shards, softcap, segments, slopes, positions, decay, kernels):
     T, here = q.shape[1], seqpar.index(shards)
     theirs = jax.tree.map(lambda x: seqpar.gather(x, shards), (k, v, segments, positions))
     ours, balanced = (q, segments, positions), T % 2 == 0
     if balanced:
-        ours, parts = _balanced(ours, shards), seqpar.worked(here, T, shards)
+        ours, parts = _balanced(ours, shards), seqpar.zigzag_indices(here, T, shards)
     else:
         parts = (here * T + jnp.arange(T),)
 
@@ -97,6 +102,7 @@ def _gathered(q, k, v, shards, softcap, segments, slopes, positions, decay):
             segments=None if segments is None else (own[1], theirs[2]),
             bias=None if slopes is None else Bias(slopes, (own[2], theirs[3])),
             decay=decay,
+            kernels=kernels,
         )
 
     if decay is None:
@@ -110,11 +116,11 @@ def _gathered(q, k, v, shards, softcap, segments, slopes, positions, decay):
 
 
 def _balanced(arrays: Any, shards: Shards) -> Any:
-    return jax.tree.map(lambda x: seqpar.balance(x, shards), arrays)
+    return jax.tree.map(lambda x: seqpar.to_zigzag(x, shards), arrays)
 
 
 def _restored(arrays: Any, shards: Shards) -> Any:
-    return jax.tree.map(lambda x: seqpar.restore(x, shards), arrays)
+    return jax.tree.map(lambda x: seqpar.from_zigzag(x, shards), arrays)
 
 
 class _Ring(NamedTuple):
@@ -136,7 +142,7 @@ def _around(q, k, v, shards, softcap, segments, slopes, positions):
     return o.reshape(B, T, H, -1), lse.reshape(B, T, H)
 
 
-# What follows works on the two halves of `balance`, one behind the other: their keys are in the
+# What follows works on the two halves of `to_zigzag`, one behind the other: their keys are in the
 # order of the sequence, so that what a query sees of another shard's is its first few.
 
 
@@ -151,10 +157,10 @@ def last_seen(of: Shards, step: Int[Array, ""], local: int) -> Int[Array, " t"]:
     -1: it sees none of them.
     """
     here = seqpar.index(of)
-    queries = jnp.concatenate(seqpar.worked(here, local, of))
+    queries = jnp.concatenate(seqpar.zigzag_indices(here, local, of))
     low, high = (
         jnp.clip(queries - keys[0] + 1, 0, len(keys))
-        for keys in seqpar.worked((here - step) % of.count, local, of)
+        for keys in seqpar.zigzag_indices((here - step) % of.count, local, of)
     )
     return low + high - 1
 
@@ -166,13 +172,13 @@ def _ring_forward(of, q, k, v, segments, positions):
         (k, v, theirs), seen = carry
         following = seqpar.ring((k, v, theirs), of.shards)  # sent while this is worked on
         both = _both(marks, theirs)
-        seen = see(of.plan, last_seen(of.shards, number, q.shape[1]), q, k, v, both, *seen)
+        seen = accumulate(of.plan, last_seen(of.shards, number, q.shape[1]), q, k, v, both, *seen)
         return (following, seen), None
 
     carry = (k, v, marks), nothing_seen(q, v.shape[-1])
     (_, (o, lse)), _ = lax.scan(step, carry, jnp.arange(of.shards.count))
     o = o.astype(q.dtype)
-    return (o, jnp.where(lse == BLIND, HIDDEN, lse)), (q, k, v, marks, o, lse)
+    return (o, jnp.where(lse == EMPTY, MASK_VALUE, lse)), (q, k, v, marks, o, lse)
 
 
 def _ring_backward(of, saved, cotangents):
@@ -183,7 +189,7 @@ def _ring_backward(of, saved, cotangents):
         (k, v, theirs), sums = carry
         following = seqpar.ring((k, v, theirs), of.shards)
         first = last_seen(of.shards, number, q.shape[1])
-        dq, *sums = see_back(of.plan, first, q, k, v, _both(marks, theirs), seen, sums)
+        dq, *sums = accumulate_backward(of.plan, first, q, k, v, _both(marks, theirs), seen, sums)
         # gradients travel with what they are of, and are home when it is
         return (following, (dq, *seqpar.ring(sums, of.shards))), None
 

@@ -8,8 +8,8 @@ Taps that reach before the document's first token read zero. The state is the la
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lcx import seqpar
-from lcx.seqpar import Shards
+from lcx.parallel import seqpar
+from lcx.parallel.seqpar import Shards
 
 
 def short_conv(
@@ -25,19 +25,22 @@ def short_conv(
 
     weight[W - 1] multiplies the current token. No state: zeros before the first token.
     """
-    taps, length = weight.shape[0], x.shape[1]
-    before = jnp.zeros((x.shape[0], taps - 1, x.shape[2]), x.dtype) if state is None else state
+    kernel_size, length = weight.shape[0], x.shape[1]
+    before = (
+        jnp.zeros((x.shape[0], kernel_size - 1, x.shape[2]), x.dtype) if state is None else state
+    )
     inputs = jnp.concatenate([seqpar.halo(x, before.astype(x.dtype), shards), x], axis=1)
     document = None
     if starts is not None:
-        none = jnp.zeros((starts.shape[0], taps - 1), bool)  # a state holds one document alone
+        # a state holds one document alone
+        none = jnp.zeros((starts.shape[0], kernel_size - 1), bool)
         all_starts = jnp.concatenate([seqpar.halo(starts, none, shards), starts], axis=1)
         document = jnp.cumsum(all_starts, axis=1)
     y = jnp.zeros((), jnp.float32) if bias is None else bias.astype(jnp.float32)
-    for i in range(taps):
+    for i in range(kernel_size):
         tap = inputs[:, i : i + length].astype(jnp.float32)
         if document is not None:
-            same = document[:, i : i + length] == document[:, taps - 1 :]
+            same = document[:, i : i + length] == document[:, kernel_size - 1 :]
             tap = jnp.where(same[..., None], tap, 0.0)
         y = y + weight[i].astype(jnp.float32) * tap
     last = inputs[:, length:]

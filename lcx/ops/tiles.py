@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-HIDDEN = -1e30  # the score of a key out of sight: finite, so that no difference of two is NaN
+MASK_VALUE = -1e30  # the score of a key out of sight: finite, so that no difference of two is NaN
 
 Segments = tuple[Int[Array, "B T"], Int[Array, "B S"]]
 Positions = tuple[Int[Array, "B T"], Int[Array, "B S"]]

@@ -7,17 +7,19 @@ Peng et al. 2023, equations 16 and 24 to 29, with w <= 0 the log-decay of a toke
 keys of any size neither overflow nor vanish. A token that starts a document forgets the state.
 """
 
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Float32
 
-from lcx import seqpar
+from lcx.kernels import FASTEST_THERE_IS, Kernels, chosen
 from lcx.ops import chunks
 from lcx.ops.lru import lru
-from lcx.seqpar import Shards
+from lcx.parallel import seqpar
+from lcx.parallel.seqpar import Shards
 
 EMPTY = -1e38
 """The exponent of a sum of nothing: finite, so that no difference of two is NaN."""
@@ -26,9 +28,9 @@ EMPTY = -1e38
 class WKVState(NamedTuple):
     """Running sums scaled by e^-exponent, in fp32; any leading axes."""
 
-    numerator: Float[Array, "... D"]
-    denominator: Float[Array, "... D"]
-    exponent: Float[Array, "... D"]
+    numerator: Float32[Array, "... D"]
+    denominator: Float32[Array, "... D"]
+    exponent: Float32[Array, "... D"]
 
     @classmethod
     def empty(cls, *shape: int) -> "WKVState":
@@ -77,12 +79,12 @@ def wkv4(
     starts: Bool[Array, "B T"] | None = None,
     state: WKVState | None = None,
     shards: Shards | None = None,
-    implementation: Literal["reference", "scaled"] | None = None,
+    kernels: Kernels = FASTEST_THERE_IS,
 ) -> tuple[Float[Array, "B T D"], WKVState]:
     """Outputs in the dtype of `v`, and the final state.
 
-    w: log-decay of a token, at most 0; u: bonus of the current token. "reference" goes token by
-    token; "scaled" (None) finds all exponents first, which leaves a plain decaying sum (`lru`).
+    w: log-decay of a token, at most 0; u: bonus of the current token. The fast form finds all
+    exponents first, which leaves a plain decaying sum (`lru`).
     """
     batch, length, width = k.shape
     if starts is None:
@@ -95,10 +97,11 @@ def wkv4(
     if shards is not None:
         before = _Piece(jnp.zeros_like(state.exponent), state)
         state = seqpar.carry(_one_after, before, _summary(w, tokens), shards).added
-    if implementation == "reference":
+    if chosen("wkv4", kernels) == "reference":
         out, after = _reference(w, u, tokens, state)
     else:
-        out, after = chunks.in_slabs(lambda *slab: _scaled(w, u, *slab), tokens, state, slab=1024)
+        run = partial(_scaled, kernels, w, u)
+        out, after = chunks.in_slabs(run, tokens, state, slab=1024)
     return out.astype(v.dtype), seqpar.last(after, shards)
 
 
@@ -148,7 +151,7 @@ def _reference(w, u, tokens, state):
     return jnp.moveaxis(out, 0, 1), state
 
 
-def _scaled(w, u, tokens, state):
+def _scaled(kernels, w, u, tokens, state):
     """Exponents by a loop of one maximum a token, exponentials of all tokens at once, then sums."""
     k, v, starts = tokens
     before, after = _exponents(lax.stop_gradient(w), lax.stop_gradient(k), starts, state.exponent)
@@ -156,7 +159,7 @@ def _scaled(w, u, tokens, state):
     x = jnp.concatenate([weight * v, weight], axis=-1)
     decay = jnp.tile(w + before - after, 2)
     sums = jnp.concatenate([state.numerator, state.denominator], axis=-1)
-    each, last = lru(x, decay, state=sums)
+    each, last = lru(x, decay, state=sums, kernels=kernels)
     each = jnp.concatenate([sums[:, None], each[:, :-1]], axis=1)  # before each token
     width = k.shape[-1]
     out = _read(WKVState(each[..., :width], each[..., width:], before), u, k, v)

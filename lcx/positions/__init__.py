@@ -4,15 +4,16 @@ from lcx.positions.alibi import ALiBi
 from lcx.positions.dynamic import DynamicNTK, DynamicYaRN, LongRoPE
 from lcx.positions.learned import Learned
 from lcx.positions.none import NoPE
-from lcx.positions.protocol import PositionScheme, only_marks
+from lcx.positions.protocol import PositionScheme, encodes_only
 from lcx.positions.rope import RoPE
-from lcx.positions.scaling import NTK, Linear, Llama3, Scaling, YaRN
+from lcx.positions.scaling import NTK, Llama3, PositionInterpolation, Scaling, YaRN
 from lcx.positions.training import TRAINING_POSITIONS, PoSE, Randomised, TrainingPositions
 from lcx.positions.xpos import XPos
 
 POSITIONS: dict[str, type] = {c.__name__: c for c in (RoPE, NoPE, ALiBi, XPos)}
 SCALINGS: dict[str, type] = {
-    c.__name__: c for c in (Linear, NTK, YaRN, Llama3, DynamicNTK, DynamicYaRN, LongRoPE)
+    c.__name__: c
+    for c in (PositionInterpolation, NTK, YaRN, Llama3, DynamicNTK, DynamicYaRN, LongRoPE)
 }
 
 __all__ = [
@@ -24,11 +25,11 @@ __all__ = [
     "DynamicNTK",
     "DynamicYaRN",
     "Learned",
-    "Linear",
     "Llama3",
     "LongRoPE",
     "NoPE",
     "PoSE",
+    "PositionInterpolation",
     "PositionScheme",
     "Randomised",
     "RoPE",
@@ -36,5 +37,5 @@ __all__ = [
     "TrainingPositions",
     "XPos",
     "YaRN",
-    "only_marks",
+    "encodes_only",
 ]

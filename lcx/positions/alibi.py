@@ -11,7 +11,7 @@ from lcx.types import Context
 
 @dataclass(frozen=True)
 class ALiBi(PositionScheme):
-    """Scores fall with the distance, by a slope of each head's own; nothing marks the tokens.
+    """Scores fall with the distance, by a slope of each head's own; q and k stay as they are.
 
     Press et al. 2022 (arXiv:2108.12409). Of H = 2^n heads, head h = 1 .. H has the slope
     2^(-bias_max h / H); for other H, as the authors' code has it, those of the next smaller power

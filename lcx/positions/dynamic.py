@@ -1,6 +1,6 @@
 """Scalings that depend on how long the text at hand is: as trained while it is short enough.
 
-The length is that of the whole text, told before its first token is read (`Context.lengths`), so
+The length is that of the whole text, given before its first token is read (`Context.lengths`), so
 that all of its tokens turn at one speed: keys that were rotated and cached stay right, and a text
 in pieces is read as in one. It follows that a text which is to grow is read from the start as the
 long one that it will be: the frequencies do not change in its midst.

@@ -14,7 +14,7 @@ from lcx.positions.learned import Learned
 from lcx.positions.none import NoPE
 from lcx.positions.protocol import PositionScheme
 from lcx.positions.rope import RoPE
-from lcx.positions.scaling import NTK, Linear, Llama3, Scaling, YaRN
+from lcx.positions.scaling import NTK, Llama3, PositionInterpolation, Scaling, YaRN
 
 Config = Mapping[str, Any]
 Spelling = Literal["rope_parameters", "rope_scaling"]
@@ -201,7 +201,7 @@ def _scaling(kind: str, said: Config, config: Config) -> Scaling | None:
     attention = number("attention_factor") if "attention_factor" in said else None
     match kind:
         case "linear":
-            return Linear(number("factor"))
+            return PositionInterpolation(number("factor"))
         case "dynamic":
             longest = _needed(config, "max_position_embeddings", "rope_type 'dynamic'")
             return DynamicNTK(int(longest), number("factor"))
@@ -238,10 +238,10 @@ def _spelled(position: RoPE, config: Config, spelling: Spelling) -> dict[str, An
         case None:
             more = {"rope_type": "default"}
         case NTK(factor):  # no kind of its own: a larger base
-            width = position.turning(_head_width(config))
+            width = position.rotary_width(_head_width(config))
             theta *= factor ** (width / max(width - 2, 1))
             more = {"rope_type": "default"}
-        case Linear(factor):
+        case PositionInterpolation(factor):
             more = {"rope_type": "linear", "factor": factor}
         case DynamicNTK(original, factor):
             more = {"rope_type": "dynamic", "factor": factor}

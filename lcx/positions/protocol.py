@@ -10,10 +10,11 @@ from lcx.types import Context
 
 @runtime_checkable
 class PositionScheme(Protocol):
-    """How queries and keys learn where they stand: marks on them, or terms of their scores.
+    """How queries and keys learn where they stand: encoded in them, or as terms of their scores.
 
-    A scheme that only marks them serves every mixer that takes a position. One that also has
-    slopes or decays needs softmax scores, and a sparsity that knows how far apart tokens stand.
+    A scheme that only encodes them in queries and keys serves every mixer that takes a position.
+    One that also has slopes or decays needs softmax scores, and a sparsity that knows how far apart
+    tokens stand.
     """
 
     def check(self, width: int) -> None:
@@ -23,7 +24,7 @@ class PositionScheme(Protocol):
     def __call__(
         self, q: Float[Array, "B T H K"], k: Float[Array, "B T G K"], ctx: Context
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"]]:
-        """Queries and keys marked with `ctx.positions`, before they meet."""
+        """Queries and keys with `ctx.positions` encoded, before they meet."""
         ...
 
     def slopes(self, heads: int) -> tuple[float, ...] | None:
@@ -35,10 +36,10 @@ class PositionScheme(Protocol):
         return None
 
 
-def only_marks(name: str, position: PositionScheme) -> None:
+def encodes_only(name: str, position: PositionScheme) -> None:
     """Raise ValueError where a scheme adds to scores that the caller, called `name`, does not make.
 
-    What it needs is told by the methods of `PositionScheme`.
+    What it needs is given by the methods of `PositionScheme`.
     """
     if position.slopes(1) is not None or position.decay(2) is not None:
         raise ValueError(

@@ -32,21 +32,21 @@ class RoPE(PositionScheme):
         if not 0 < self.fraction <= 1:
             raise ValueError(f"RoPE: fraction must lie in (0, 1], not {self.fraction}")
 
-    def turning(self, width: int) -> int:
-        """How many of a head's features turn."""
+    def rotary_width(self, width: int) -> int:
+        """How many of a head's features rotate."""
         return int(self.fraction * width)
 
     def check(self, width: int) -> None:
-        turning = self.turning(width)
-        if turning < 2 or turning % 2:
-            part = "" if self.fraction == 1 else f", of which {self.fraction} is {turning},"
+        rotated = self.rotary_width(width)
+        if rotated < 2 or rotated % 2:
+            part = "" if self.fraction == 1 else f", of which {self.fraction} is {rotated},"
             raise ValueError(f"RoPE rotates pairs of features: heads of {width}{part} are odd")
-        self.frequencies(turning, 0)
+        self.frequencies(rotated, 0)
 
     def frequencies(
         self, width: int, length: Length
     ) -> tuple[Float[Array | np.ndarray, "*B P"], Float[Array, "B T 1"] | float]:
-        """How fast each pair of `width` turning features turns, and the magnitude.
+        """How fast each pair of `width` rotary features rotates, and the magnitude.
 
         `length` is that of the text, for a scaling that depends on it; see `Scaling`.
         """
@@ -57,9 +57,9 @@ class RoPE(PositionScheme):
     def __call__(
         self, q: Float[Array, "B T H K"], k: Float[Array, "B T G K"], ctx: Context
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"]]:
-        turning = self.turning(q.shape[-1])
+        rotated = self.rotary_width(q.shape[-1])
         length = 0 if ctx.lengths is None else ctx.lengths
-        inv_freq, magnitude = self.frequencies(turning, length)
+        inv_freq, magnitude = self.frequencies(rotated, length)
         angle = rotary.angles(ctx.positions, inv_freq)
         q, k = (rotary.rotate(x, angle, magnitude, self.interleaved) for x in (q, k))
         return q, k

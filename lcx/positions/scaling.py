@@ -42,7 +42,7 @@ def base_inv_freq(theta: float, width: int) -> Float[np.ndarray, " P"]:
 
 
 @dataclass(frozen=True)
-class Linear:
+class PositionInterpolation:
     """Position interpolation: position / factor, LongChat's condensed rotary embedding.
 
     A model trained at length L then sees no angle beyond its training up to factor * L; give the

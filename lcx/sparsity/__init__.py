@@ -2,7 +2,7 @@
 
 from lcx.sparsity.fixed import Fixed
 from lcx.sparsity.full import Full
-from lcx.sparsity.protocol import Sparsity
+from lcx.sparsity.protocol import Attended, Request, Sparsity
 from lcx.sparsity.self_extend import SelfExtend
 from lcx.sparsity.shifted_groups import ShiftedGroups
 from lcx.sparsity.strided import Strided
@@ -15,8 +15,10 @@ SPARSITIES: dict[str, type] = {
 
 __all__ = [
     "SPARSITIES",
+    "Attended",
     "Fixed",
     "Full",
+    "Request",
     "SelfExtend",
     "ShiftedGroups",
     "Sparsity",

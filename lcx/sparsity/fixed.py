@@ -5,13 +5,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from lcx.ops.attention import attention, merge
-from lcx.positions import PositionScheme, only_marks
-from lcx.seqpar import length
+from lcx.positions import PositionScheme, encodes_only
 from lcx.sparsity import blocks
-from lcx.types import Context, State
+from lcx.sparsity.past import before_first
+from lcx.sparsity.protocol import Attended, Request
+from lcx.types import State
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Fixed:
             )
 
     def check(self, heads: int, groups: int, position: PositionScheme) -> None:
-        only_marks("Fixed", position)
+        encodes_only("Fixed", position)
 
     def keys_seen(self, length: int) -> float:
         rank = np.arange(length)
@@ -42,27 +42,17 @@ class Fixed:
     def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
         return blocks.empty(batch, capacity, self.block, self.summary, groups, width, dtype)
 
-    def __call__(
-        self,
-        q: Float[Array, "B T H K"],
-        k: Float[Array, "B T G K"],
-        v: Float[Array, "B T G V"],
-        ctx: Context,
-        position: PositionScheme,
-        softcap: float | None,
-        state: State | None,
-    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
-        q, k = position(q, k, ctx)
-        B, T, G, K = k.shape
-        past = self.init_state(B, length(T, ctx.shards), G, K, k.dtype) if state is None else state
-        near, stored, after = blocks.see(q, k, v, ctx, self.block, softcap, past)
-        store = after["blocks"]
+    def __call__(self, asked: Request) -> Attended:
+        encoded = asked.encoded()
+        near, stored, after = blocks.attend(encoded, self.block, before_first(self, asked))
+        store = after.store
         far = attention(
-            q,
-            *(store[n].reshape(k.shape[0], -1, *k.shape[2:]) for n in ("k", "v")),
+            encoded.q,
+            *(a.reshape(a.shape[0], -1, *a.shape[3:]) for a in (store.k, store.v)),
             offset=stored.before * self.summary - 1,
-            softcap=softcap,
-            segments=(stored.document, jnp.repeat(store["document"], self.summary, axis=1)),
+            softcap=asked.softcap,
+            segments=(stored.document, jnp.repeat(store.document, self.summary, axis=1)),
+            kernels=asked.ctx.kernels,
         )
         o, lse = merge(near, far)
-        return o, lse, None if state is None else after
+        return Attended(o, lse, asked.state and after)

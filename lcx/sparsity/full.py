@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from lcx.ops.attention import attention
 from lcx.ops.sharded_attention import sharded_attention
 from lcx.positions import PositionScheme
-from lcx.sparsity.past import append, bias_of, cache, entries
-from lcx.types import Context, State
+from lcx.sparsity.past import Entries, GrowingCache, append, bias_of, empty, segments_of
+from lcx.sparsity.protocol import Attended, Request
+from lcx.types import State
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,13 @@ class Full:
         return (length + 1) / 2
 
     def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
-        return cache(batch, capacity, groups, width, dtype) | {"length": jnp.zeros((), jnp.int32)}
+        entries = empty(batch, capacity, groups, width, dtype)
+        return GrowingCache(entries, jnp.zeros(batch, jnp.int32))
 
-    def __call__(
-        self,
-        q: Float[Array, "B T H K"],
-        k: Float[Array, "B T G K"],
-        v: Float[Array, "B T G V"],
-        ctx: Context,
-        position: PositionScheme,
-        softcap: float | None,
-        state: State | None,
-    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
+    def __call__(self, asked: Request) -> Attended:
+        q, k, v, ctx, position, softcap, state = asked
         q, k = position(q, k, ctx)
-        new = entries(k, v, ctx)
+        new = Entries(k, v, ctx.positions, segments_of(ctx))
         if state is None and ctx.shards is not None:
             o, lse = sharded_attention(
                 *(q, k, v),
@@ -47,16 +40,18 @@ class Full:
                 slopes=position.slopes(q.shape[2]),
                 positions=ctx.positions,
                 decay=position.decay(q.shape[3]),
+                kernels=ctx.kernels,
             )
-            return o, lse, None
+            return Attended(o, lse, None)
         seen, offset, after = append(state, new, ctx.shards)
         one = state is None and ctx.segments is None
         o, lse = attention(
-            *(q, seen["k"], seen["v"]),
+            *(q, seen.k, seen.v),
             offset=offset,
             softcap=softcap,
-            segments=None if one else (new["segments"], seen["segments"]),
-            bias=bias_of(position, q.shape[2], ctx.positions, seen["positions"]),
+            segments=None if one else (new.segments, seen.segments),
+            bias=bias_of(position, q.shape[2], ctx.positions, seen.positions),
             decay=position.decay(q.shape[3]),
+            kernels=ctx.kernels,
         )
-        return o, lse, after
+        return Attended(o, lse, after)

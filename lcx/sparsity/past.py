@@ -1,62 +1,89 @@
 """What sparsities keep of the past, and how they count within a document."""
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
-from lcx import seqpar
 from lcx.ops.attention import Bias
 from lcx.ops.tiles import Index
+from lcx.parallel import seqpar
+from lcx.parallel.seqpar import Affine, Shards
 from lcx.positions import PositionScheme
-from lcx.seqpar import Affine, Shards
+from lcx.sparsity.protocol import Request
 from lcx.types import Context, State
 
 
-def cache(batch: int, slots: int, groups: int, width: int, dtype: Any) -> State:
-    """Room for `slots` tokens: keys, values, positions; an empty slot is in no document."""
-    return {
-        "k": jnp.zeros((batch, slots, groups, width), dtype),
-        "v": jnp.zeros((batch, slots, groups, width), dtype),
-        "positions": jnp.zeros((batch, slots), jnp.int32),
-        "segments": jnp.full((batch, slots), -1, jnp.int32),
-    }
+class Entries(NamedTuple):
+    """Tokens as attention sees them, in the order of the text."""
+
+    k: Float[Array, "B S G K"]
+    v: Float[Array, "B S G V"]
+    positions: Int[Array, "B S"]
+    segments: Int[Array, "B S *n"]
+    """The document of each, or what else decides who sees it; -1 where a slot is empty."""
 
 
-def entries(k: Array, v: Array, ctx: Context) -> dict[str, Array]:
-    """What a cache keeps of a piece."""
-    return {"k": k, "v": v, "positions": ctx.positions, "segments": segments_of(ctx)}
+class GrowingCache(NamedTuple):
+    """Room for the tokens of a whole text, of which the first `used` are there."""
+
+    entries: Any
+    """`Entries`, or what else has an array [B S ...] in every field."""
+    used: Int[Array, " B"]
+    """The same in all rows, which are read side by side."""
+
+
+def empty(batch: int, slots: int, groups: int, width: int, dtype: Any) -> Entries:
+    """Room for `slots` tokens."""
+    return Entries(
+        k=jnp.zeros((batch, slots, groups, width), dtype),
+        v=jnp.zeros((batch, slots, groups, width), dtype),
+        positions=jnp.zeros((batch, slots), jnp.int32),
+        segments=jnp.full((batch, slots), -1, jnp.int32),
+    )
+
+
+def before_first(sparsity: Any, asked: Request) -> State:
+    """The state that was given; where there is none, that before the text's first token."""
+    if asked.state is not None:
+        return asked.state
+    batch, length, groups, width = asked.k.shape
+    capacity = seqpar.length(length, asked.ctx.shards)
+    return sparsity.init_state(batch, capacity, groups, width, asked.k.dtype)
 
 
 def append(
-    state: State | None, new: dict[str, Array], shards: Shards | None
-) -> tuple[dict[str, Array], Index, State | None]:
+    state: GrowingCache | None, new: Any, shards: Shards | None
+) -> tuple[Any, Index, GrowingCache | None]:
     """The entries of the past and of a piece; the index of its first among them; the state after.
 
-    A growing cache has its `length` tokens followed by the piece's. Without a state there is none.
+    A growing cache has its used tokens followed by the piece's. Without a state there is none.
     With shards, every one has the entries of all, and the index is that of its own first.
 
     Raises ValueError for a piece that no cache of this size could hold.
     """
-    begin = seqpar.index(shards) * new["k"].shape[1]
-    new = {n: seqpar.gather(a, shards) for n, a in new.items()}
+    begin = seqpar.index(shards) * new.k.shape[1]
+    new = jax.tree.map(lambda a: seqpar.gather(a, shards), new)
     if state is None:
         return new, begin, None
-    length, slots = new["k"].shape[1], state["k"].shape[1]
+    length, slots = new.k.shape[1], state.entries.k.shape[1]
     if length > slots:
         raise ValueError(f"a piece of {length} tokens exceeds the state's {slots}")
-    put, at = jax.lax.dynamic_update_slice_in_dim, state["length"]
-    seen = {n: put(state[n], new[n], at, axis=1) for n in new}
-    return seen, at + begin, seen | {"length": at + length}
+    at = state.used[0]
+    put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=at, axis=1)
+    seen = jax.tree.map(put, state.entries, new)
+    return seen, at + begin, GrowingCache(seen, state.used + length)
 
 
-def slide(state: State, new: dict[str, Array], shards: Shards | None) -> tuple[State, State]:
+def slide(past: Any, new: Any, shards: Shards | None) -> tuple[Any, Any]:
     """The last tokens followed by a piece, to be seen; and the last of those, to be kept."""
-    slots = state["k"].shape[1]
-    before = {n: seqpar.halo(new[n], state[n], shards) for n in new}
-    seen = {n: jnp.concatenate([before[n], new[n]], axis=1) for n in new}
-    return seen, seqpar.last({n: a[:, a.shape[1] - slots :] for n, a in seen.items()}, shards)
+    slots = past.k.shape[1]
+    before = jax.tree.map(lambda p, n: seqpar.halo(n, p, shards), past, new)
+    seen = jax.tree.map(lambda b, n: jnp.concatenate([b, n], axis=1), before, new)
+    kept = jax.tree.map(lambda a: a[:, a.shape[1] - slots :], seen)
+    return seen, seqpar.last(kept, shards)
 
 
 def bias_of(

@@ -1,6 +1,6 @@
 """What a sparsity is to the mixer that calls it."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
@@ -8,11 +8,38 @@ from lcx.positions import PositionScheme
 from lcx.types import Context, State
 
 
+class Request(NamedTuple):
+    """What attention is asked: queries, keys and values without positions, and how to attend."""
+
+    q: Float[Array, "B T H K"]
+    k: Float[Array, "B T G K"]
+    v: Float[Array, "B T G V"]
+    ctx: Context
+    position: PositionScheme
+    softcap: float | None = None
+    state: State | None = None
+
+    def encoded(self) -> "Request":
+        """The same with the positions of queries and keys encoded."""
+        q, k = self.position(self.q, self.k, self.ctx)
+        return self._replace(q=q, k=k)
+
+
+class Attended(NamedTuple):
+    """What attention answers."""
+
+    o: Float[Array, "B T H V"]
+    lse: Float[Array, "B T H"]
+    """The logsumexp (fp32) of each query's scores."""
+    state: State | None
+    """After the last token; None where none was given."""
+
+
 @runtime_checkable
 class Sparsity(Protocol):
     """Which keys a query sees, and what must be kept of the past for that. It has no parameters.
 
-    `SoftmaxAttention` projects; the sparsity marks queries and keys with their positions, attends
+    `SoftmaxAttention` projects; the sparsity encodes the positions of queries and keys, attends
     and keeps the state. So one set of weights runs under every sparsity.
     """
 
@@ -31,22 +58,12 @@ class Sparsity(Protocol):
         """
         ...
 
-    def __call__(
-        self,
-        q: Float[Array, "B T H K"],
-        k: Float[Array, "B T G K"],
-        v: Float[Array, "B T G V"],
-        ctx: Context,
-        position: PositionScheme,
-        softcap: float | None,
-        state: State | None,
-    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
-        """The output, the logsumexp (fp32) of each query's scores, and the state after.
+    def __call__(self, asked: Request) -> Attended:
+        """Attention of each query to the keys that it sees, in its own document.
 
-        q and k come without positions: the sparsity calls `position(q, k, ctx)`, or with
-        positions of its own, and gives the op the scheme's slopes and decays. `softcap` goes to
-        the op. What a query sees lies in its own document (`ctx.segments`, `ctx.starts`), and a
-        query that sees no key has o = 0 and lse = HIDDEN, as in `lcx.ops.attention`. None in means
-        None out.
+        The sparsity calls `position(q, k, ctx)`, or with positions of its own, and gives the op the
+        scheme's slopes and decays, and `softcap`. Documents are told apart by `ctx.segments` and
+        `ctx.starts`. A query that sees no key has o = 0 and lse = MASK_VALUE, as in
+        `lcx.ops.attention`.
         """
         ...

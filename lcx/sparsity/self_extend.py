@@ -1,15 +1,26 @@
 """The whole past, with positions that a model trained on shorter texts has seen."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lcx.ops.attention import attention, merge
-from lcx.positions import PositionScheme, only_marks
-from lcx.sparsity.past import append, cache, entries
+from lcx.positions import PositionScheme, encodes_only
+from lcx.sparsity.past import GrowingCache, append, empty, segments_of
+from lcx.sparsity.protocol import Attended, Request
 from lcx.types import Context, State
+
+
+class Unencoded(NamedTuple):
+    """As `Entries`, of keys without positions; and the length of each one's text."""
+
+    k: Float[Array, "B S G K"]
+    v: Float[Array, "B S G V"]
+    positions: Int[Array, "B S"]
+    segments: Int[Array, "B S"]
+    lengths: Int[Array, "B S"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +31,7 @@ class SelfExtend:
     beyond of floor(i / group) + neighbours - floor(neighbours / group) - floor(j / group). For
     evaluating a model that was trained with `Full()`, without any fine-tune: trained on L tokens,
     it reads (L - neighbours) * group + neighbours. State: as of `Full`, but keys are kept without
-    positions, beside the length of their text, and marked each time that they are read.
+    positions, beside the length of their text, and encoded each time that they are read.
     """
 
     neighbours: int = 256
@@ -34,47 +45,40 @@ class SelfExtend:
                 )
 
     def check(self, heads: int, groups: int, position: PositionScheme) -> None:
-        only_marks("SelfExtend", position)
+        encodes_only("SelfExtend", position)
 
     def keys_seen(self, length: int) -> float:
         return (length + 1) / 2
 
     def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
-        lengths, length = jnp.zeros((batch, capacity), jnp.int32), jnp.zeros((), jnp.int32)
-        state = cache(batch, capacity, groups, width, dtype)
-        return state | {"lengths": lengths, "length": length}
+        lengths = jnp.zeros((batch, capacity), jnp.int32)
+        entries = Unencoded(*empty(batch, capacity, groups, width, dtype), lengths)
+        return GrowingCache(entries, jnp.zeros(batch, jnp.int32))
 
-    def __call__(
-        self,
-        q: Float[Array, "B T H K"],
-        k: Float[Array, "B T G K"],
-        v: Float[Array, "B T G V"],
-        ctx: Context,
-        position: PositionScheme,
-        softcap: float | None,
-        state: State | None,
-    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
-        # keys are marked when they are read, each by the length of its own text
+    def __call__(self, asked: Request) -> Attended:
+        q, k, v, ctx, position, softcap, state = asked
+        # keys are encoded when they are read, each by the length of its own text
         lengths = jnp.zeros_like(ctx.positions) if ctx.lengths is None else ctx.lengths
-        new = entries(k, v, ctx) | {"lengths": lengths}
+        new = Unencoded(k, v, ctx.positions, segments_of(ctx), lengths)
         seen, offset, after = append(state, new, ctx.shards)
 
-        def mark(x, positions, lengths):
+        def encode(x, positions, lengths):
             return position(x, x, Context(positions, lengths=lengths))[0]
 
         def part(query, key, offset, window):
             return attention(
-                mark(q, query, new["lengths"]),
-                mark(seen["k"], key, seen["lengths"]),
-                seen["v"],
+                encode(q, query, new.lengths),
+                encode(seen.k, key, seen.lengths),
+                seen.v,
                 offset=offset,
                 window=window,
                 softcap=softcap,
-                segments=(new["segments"], seen["segments"]),
+                segments=(new.segments, seen.segments),
+                kernels=ctx.kernels,
             )
 
-        own, past = new["positions"], seen["positions"]
+        own, past = new.positions, seen.positions
         near = part(own, past, offset, self.neighbours)
         shift = self.neighbours - self.neighbours // self.group
         far = part(own // self.group + shift, past // self.group, offset - self.neighbours, None)
-        return *merge(near, far), after
+        return Attended(*merge(near, far), after)

@@ -1,17 +1,28 @@
 """LongLoRA's shifted sparse attention."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Int
 
-from lcx import seqpar
 from lcx.ops.attention import attention
+from lcx.parallel import seqpar
 from lcx.positions import PositionScheme
-from lcx.sparsity.past import bias_of, cache, entries, ranks, slide
-from lcx.types import Context, State
+from lcx.sparsity.past import Entries, before_first, bias_of, empty, ranks, slide
+from lcx.sparsity.protocol import Attended, Request
+from lcx.types import State
+
+
+class GroupsState(NamedTuple):
+    """The last tokens, whose `segments` are the group of each in either half of the heads."""
+
+    near: Entries
+    rank: Int[Array, " B"]
+    """How many tokens of the document there were."""
+    read: Int[Array, " B"]
+    """How many tokens of the row there were."""
 
 
 @dataclass(frozen=True)
@@ -43,38 +54,28 @@ class ShiftedGroups:
         return float((rank % self.group + shifted).mean() / 2 + 1)
 
     def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
-        state = cache(batch, min(self.group - 1, capacity), groups, width, dtype)
-        state["segments"] = jnp.full((*state["segments"].shape, 2), -1, jnp.int32)
-        rank, length = jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32)
-        return state | {"rank": rank, "length": length}
+        near = empty(batch, min(self.group - 1, capacity), groups, width, dtype)
+        near = near._replace(segments=jnp.full((*near.segments.shape, 2), -1, jnp.int32))
+        return GroupsState(near, jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.int32))
 
-    def __call__(
-        self,
-        q: Float[Array, "B T H K"],
-        k: Float[Array, "B T G K"],
-        v: Float[Array, "B T G V"],
-        ctx: Context,
-        position: PositionScheme,
-        softcap: float | None,
-        state: State | None,
-    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
+    def __call__(self, asked: Request) -> Attended:
+        q, k, v, ctx, position, softcap, state = asked
         length, shards = q.shape[1], ctx.shards
-        rank, _ = ranks(ctx, None if state is None else state["rank"])
-        begin = seqpar.index(shards) * length + (0 if state is None else state["length"])
+        before = before_first(self, asked)
+        rank, _ = ranks(ctx, before.rank)
+        begin = before.read[:, None] + seqpar.index(shards) * length
         index = jnp.arange(length, dtype=jnp.int32) + begin
         # A group is known by the index of its first token, which no other group has.
         shifted = jnp.minimum((rank + self.group // 2) % self.group, rank)
-        own = index[:, None] - jnp.stack([rank % self.group, shifted], axis=-1)
+        own = index[..., None] - jnp.stack([rank % self.group, shifted], axis=-1)
         q, k = position(q, k, ctx)
-        seen, after = entries(k, v, ctx) | {"segments": own}, None
+        seen, after = Entries(k, v, ctx.positions, own), None
         if state is not None or shards is not None:
-            B, _, G, K = k.shape
-            before = self.init_state(B, self.group, G, K, k.dtype) if state is None else state
-            seen, after = slide({n: before[n] for n in seen}, seen, shards)
-            after["rank"] = seqpar.last(rank[:, -1] + 1, shards)
-            after["length"] = before["length"] + seqpar.length(length, shards)
+            seen, near = slide(before.near, seen, shards)
+            read = before.read + seqpar.length(length, shards)
+            after = state and GroupsState(near, seqpar.last(rank[:, -1] + 1, shards), read)
 
-        bias = bias_of(position, q.shape[2], ctx.positions, seen["positions"])
+        bias = bias_of(position, q.shape[2], ctx.positions, seen.positions)
 
         def half(x, i):
             heads = x.shape[2] // 2
@@ -86,15 +87,16 @@ class ShiftedGroups:
 
         halves = [
             attention(
-                *(half(q, i), half(seen["k"], i), half(seen["v"], i)),
-                offset=seen["k"].shape[1] - q.shape[1],
+                *(half(q, i), half(seen.k, i), half(seen.v, i)),
+                offset=seen.k.shape[1] - q.shape[1],
                 window=self.group,
                 softcap=softcap,
-                segments=(own[..., i], seen["segments"][..., i]),
+                segments=(own[..., i], seen.segments[..., i]),
                 bias=half_of_bias(i),
                 decay=position.decay(q.shape[3]),
+                kernels=ctx.kernels,
             )
             for i in range(2)
         ]
         o, lse = (jnp.concatenate(parts, axis=2) for parts in zip(*halves, strict=True))
-        return o, lse, None if state is None else after
+        return Attended(o, lse, after)

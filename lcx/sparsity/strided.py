@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from lcx.ops.attention import attention, merge
 from lcx.positions import PositionScheme
-from lcx.sparsity.past import append, bias_of, cache, entries
-from lcx.types import Context, State
+from lcx.sparsity.past import Entries, GrowingCache, append, bias_of, empty, segments_of
+from lcx.sparsity.protocol import Attended, Request
+from lcx.types import State
 
 
 @dataclass(frozen=True)
@@ -41,29 +41,23 @@ class Strided:
 
     def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
         slots = -(-capacity // self.stride) * self.stride
-        return cache(batch, slots, groups, width, dtype) | {"length": jnp.zeros((), jnp.int32)}
+        entries = empty(batch, slots, groups, width, dtype)
+        return GrowingCache(entries, jnp.zeros(batch, jnp.int32))
 
-    def __call__(
-        self,
-        q: Float[Array, "B T H K"],
-        k: Float[Array, "B T G K"],
-        v: Float[Array, "B T G V"],
-        ctx: Context,
-        position: PositionScheme,
-        softcap: float | None,
-        state: State | None,
-    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
+    def __call__(self, asked: Request) -> Attended:
+        q, k, v, ctx, position, softcap, state = asked
         length = q.shape[1]
         q, k = position(q, k, ctx)
-        new = entries(k, v, ctx)
+        new = Entries(k, v, ctx.positions, segments_of(ctx))
         seen, offset, after = append(state, new, ctx.shards)
         near = attention(
-            *(q, seen["k"], seen["v"]),
+            *(q, seen.k, seen.v),
             offset=offset,
             window=self.stride,
             softcap=softcap,
-            segments=(new["segments"], seen["segments"]),
-            bias=bias_of(position, q.shape[2], new["positions"], seen["positions"]),
+            segments=(new.segments, seen.segments),
+            bias=bias_of(position, q.shape[2], new.positions, seen.positions),
+            kernels=ctx.kernels,
         )
 
         # Time as a grid of `stride` columns: a query sees the rows above it in its column.
@@ -83,15 +77,16 @@ class Strided:
             x = x.reshape(x.shape[0], rows * self.stride, *x.shape[3:])
             return jax.lax.dynamic_slice_in_dim(x, column, length, axis=1)
 
-        deep = -(-seen["k"].shape[1] // self.stride)
-        above = {name: grid(seen[name], deep, 0) for name in new}
-        below = {name: grid(new[name], rows, column) for name in ("segments", "positions")}
+        deep = -(-seen.k.shape[1] // self.stride)
+        above = jax.tree.map(lambda a: grid(a, deep, 0), seen)
+        segments, positions = (grid(a, rows, column) for a in (new.segments, new.positions))
         far = attention(
-            *(grid(q, rows, column), above["k"], above["v"]),
+            *(grid(q, rows, column), above.k, above.v),
             offset=row - 1,
             softcap=softcap,
-            segments=(below["segments"], above["segments"]),
-            bias=bias_of(position, q.shape[2], below["positions"], above["positions"]),
+            segments=(segments, above.segments),
+            bias=bias_of(position, q.shape[2], positions, above.positions),
+            kernels=ctx.kernels,
         )
         o, lse = merge(near, (flat(far[0]), flat(far[1])))
-        return o, lse, after
+        return Attended(o, lse, after)

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
 
 from lcx.ops.attention import merge
 from lcx.ops.block_attention import block_attention
-from lcx.positions import PositionScheme, only_marks
-from lcx.seqpar import length
+from lcx.positions import PositionScheme, encodes_only
 from lcx.sparsity import blocks
-from lcx.types import Context, State
+from lcx.sparsity.past import before_first
+from lcx.sparsity.protocol import Attended, Request
+from lcx.types import State
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TopBlocks:
             raise ValueError(f"TopBlocks: block {self.block} and top {self.top} must be at least 1")
 
     def check(self, heads: int, groups: int, position: PositionScheme) -> None:
-        only_marks("TopBlocks", position)
+        encodes_only("TopBlocks", position)
 
     def keys_seen(self, length: int) -> float:
         """A mean key, which is looked at and not read, counts as half a key."""
@@ -43,26 +43,16 @@ class TopBlocks:
     def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
         return blocks.empty(batch, capacity, self.block, self.block, groups, width, dtype)
 
-    def __call__(
-        self,
-        q: Float[Array, "B T H K"],
-        k: Float[Array, "B T G K"],
-        v: Float[Array, "B T G V"],
-        ctx: Context,
-        position: PositionScheme,
-        softcap: float | None,
-        state: State | None,
-    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
-        q, k = position(q, k, ctx)
-        B, T, G, K = k.shape
-        past = self.init_state(B, length(T, ctx.shards), G, K, k.dtype) if state is None else state
-        near, stored, after = blocks.see(q, k, v, ctx, self.block, softcap, past)
-        store = after["blocks"]
+    def __call__(self, asked: Request) -> Attended:
+        encoded = asked.encoded()
+        near, stored, after = blocks.attend(encoded, self.block, before_first(self, asked))
+        store = after.store
         far = block_attention(
-            *(q, store["k"], store["v"], stored.before),
+            *(encoded.q, store.k, store.v, stored.before),
             top=self.top,
-            softcap=softcap,
-            segments=(stored.document, store["document"]),
+            softcap=asked.softcap,
+            segments=(stored.document, store.document),
+            kernels=asked.ctx.kernels,
         )
         o, lse = merge(near, far)
-        return o, lse, None if state is None else after
+        return Attended(o, lse, asked.state and after)

@@ -1,20 +1,36 @@
 """The last few tokens, with or without the first few."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from lcx import seqpar
 from lcx.ops.attention import attend_few, attention, merge
+from lcx.parallel import seqpar
+from lcx.parallel.seqpar import Affine
 from lcx.positions import PositionScheme
-from lcx.seqpar import Affine
-from lcx.sparsity.past import bias_of, cache, entries, ranks, slide
-from lcx.types import Context, State
+from lcx.sparsity.past import Entries, before_first, bias_of, empty, ranks, segments_of, slide
+from lcx.sparsity.protocol import Attended, Request
+from lcx.types import State
 
-Attended = tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]
+
+class Sinks(NamedTuple):
+    """The first tokens of the document that is being read."""
+
+    k: Float[Array, "B n G K"]
+    """Without positions."""
+    v: Float[Array, "B n G V"]
+    rank: Int[Array, " B"]
+    """How many tokens of the document there were."""
+
+
+class WindowState(NamedTuple):
+    """The last tokens; and the sinks, where there are some."""
+
+    near: Entries
+    sinks: Sinks | None
 
 
 @dataclass(frozen=True)
@@ -51,69 +67,56 @@ class Window:
         return float((np.minimum(count, self.size) + sinks).mean())
 
     def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
-        state = cache(batch, min(self.size - 1, capacity), groups, width, dtype)
-        if self.sinks:
-            shape = (batch, self.sinks, groups, width)
-            state["sinks"] = {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
-            state["rank"] = jnp.zeros(batch, jnp.int32)
-        return state
+        near = empty(batch, min(self.size - 1, capacity), groups, width, dtype)
+        if not self.sinks:
+            return WindowState(near, None)
+        shape = (batch, self.sinks, groups, width)
+        k, v = jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+        return WindowState(near, Sinks(k, v, jnp.zeros(batch, jnp.int32)))
 
-    def __call__(
-        self,
-        q: Float[Array, "B T H K"],
-        k: Float[Array, "B T G K"],
-        v: Float[Array, "B T G V"],
-        ctx: Context,
-        position: PositionScheme,
-        softcap: float | None,
-        state: State | None,
-    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"], State | None]:
-        after = None
-        sunk = None
-        if self.sinks:
-            sunk, sinks, rank = self._sinks(q, k, v, ctx, position, softcap, state)
-            after = {"sinks": sinks, "rank": rank}
+    def __call__(self, asked: Request) -> Attended:
+        q, k, v, ctx, position, softcap, state = asked
+        far, sinks = self._sinks(asked) if self.sinks else (None, None)
         q, k = position(q, k, ctx)
-        new = entries(k, v, ctx)
+        new = Entries(k, v, ctx.positions, segments_of(ctx))
         alone = state is None and ctx.shards is None
+        kept: Any = None
         if alone:
             seen, offset = new, 0
         else:
-            B, T, G, K = k.shape
-            whole = seqpar.length(T, ctx.shards)
-            before = self.init_state(B, whole, G, K, k.dtype) if state is None else state
-            seen, kept = slide({n: before[n] for n in new}, new, ctx.shards)
-            after, offset = kept | (after or {}), before["k"].shape[1]
+            past = before_first(self, asked).near
+            seen, kept = slide(past, new, ctx.shards)
+            offset = past.k.shape[1]
         one = alone and ctx.segments is None
         near = attention(
-            *(q, seen["k"], seen["v"]),
+            *(q, seen.k, seen.v),
             offset=offset,
             window=self.size,
             softcap=softcap,
-            segments=None if one else (new["segments"], seen["segments"]),
-            bias=bias_of(position, q.shape[2], ctx.positions, seen["positions"]),
+            segments=None if one else (new.segments, seen.segments),
+            bias=bias_of(position, q.shape[2], ctx.positions, seen.positions),
             decay=position.decay(q.shape[3]),
+            kernels=ctx.kernels,
         )
-        o, lse = near if sunk is None else merge(near, sunk)
-        return o, lse, None if state is None else after
+        o, lse = near if far is None else merge(near, far)
+        return Attended(o, lse, state and WindowState(kept, sinks))
 
     def _sinks(
-        self, q, k, v, ctx, position, softcap, state
-    ) -> tuple[Attended, State, Int[Array, " B"]]:
-        """Attention to the sinks that have left the window; the last document's, and its rank."""
+        self, asked: Request
+    ) -> tuple[tuple[Float[Array, "B T H V"], Float[Array, "B T H"]], Sinks]:
+        """Attention to the sinks that have left the window; and the last document's."""
+        q, k, v, ctx, position, softcap, _ = asked
         B, T, n = *q.shape[:2], self.sinks
-        rank, first = ranks(ctx, None if state is None else state["rank"])
+        before = before_first(self, asked).sinks
+        rank, first = ranks(ctx, before.rank)
         within = jnp.minimum(rank, n + self.size - 1)
         q, k = position(q, k, ctx._replace(positions=within))
-        shape = (B, n, *k.shape[2:])
-        old = {"k": jnp.zeros(shape, k.dtype), "v": jnp.zeros(shape, v.dtype)}
-        old = old if state is None else state["sinks"]
-        new = {"k": k, "v": v}
+        old, new = (before.k, before.v), (k, v)
         i = jnp.arange(n, dtype=jnp.int32)
         start = jnp.arange(T, dtype=jnp.int32) - rank  # of the document; negative: before the piece
         if ctx.shards is not None:
             old = self._left_by_earlier_shards(old, new, start[:, -1:] + i, ctx)
-        known = {name: jnp.concatenate([old[name], new[name]], axis=1) for name in new}
+        known = [jnp.concatenate(pair, axis=1) for pair in zip(old, new, strict=True)]
 
         # Where the i-th sink of each token's document lies: in this piece, behind the n old ones,
         # or among these, if its rank is below that of the piece's first token.
@@ -122,22 +125,19 @@ class Window:
         at = jnp.clip(at, 0, n + T - 1)
         seen = rank[..., None] - i >= self.size
 
-        def take(name, at):
+        def take(x, at):
             flat = at.reshape(B, -1)[..., None, None]
-            return jnp.take_along_axis(known[name], flat, axis=1).reshape(*at.shape, *k.shape[2:])
+            return jnp.take_along_axis(x, flat, axis=1).reshape(*at.shape, *k.shape[2:])
 
-        last = {name: take(name, at[:, -1]) for name in known}
-        if ctx.starts is None:
-            each = {name: a[:, None] for name, a in last.items()}
-        else:
-            each = {name: take(name, at) for name in known}
+        last = [take(x, at[:, -1]) for x in known]
+        each = [x[:, None] for x in last] if ctx.starts is None else [take(x, at) for x in known]
         bias = bias_of(position, q.shape[2], within, jnp.broadcast_to(i, (B, n)))
-        o = attend_few(q, each["k"], each["v"], seen, softcap=softcap, bias=bias)
+        o = attend_few(q, each[0], each[1], seen, softcap=softcap, bias=bias)
         held = (i <= rank[:, -1:])[..., None, None]
-        kept = {name: jnp.where(held, a, 0) for name, a in last.items()}
-        return o, *seqpar.last((kept, rank[:, -1] + 1), ctx.shards)
+        k, v = (jnp.where(held, x, 0) for x in last)
+        return o, seqpar.last(Sinks(k, v, rank[:, -1] + 1), ctx.shards)
 
-    def _left_by_earlier_shards(self, old, new, at, ctx) -> State:
+    def _left_by_earlier_shards(self, old, new, at, ctx) -> list[Float[Array, "B n G K"]]:
         """The sinks of the document that reaches into this shard.
 
         at: where the sinks of the shard's last document lie in it, or would lie.
@@ -147,9 +147,9 @@ class Window:
         clears = here if ctx.starts is None else here | ctx.starts.any(axis=1, keepdims=True)
         put, stays = here[..., None, None], (~clears)[..., None, None]
 
-        def left(name):
-            own = jnp.take_along_axis(new[name], jnp.clip(at, 0, T - 1)[..., None, None], axis=1)
+        def left(old, new):
+            own = jnp.take_along_axis(new, jnp.clip(at, 0, T - 1)[..., None, None], axis=1)
             here = Affine(stays.astype(own.dtype), jnp.where(put, own, 0))
-            return seqpar.entering(here, old[name], ctx.shards)
+            return seqpar.entering(here, old, ctx.shards)
 
-        return {name: left(name) for name in new}
+        return [left(*pair) for pair in zip(old, new, strict=True)]

@@ -1,9 +1,6 @@
 """What the laws are tried on: every entry of the tables, and settings that change the algorithm."""
 
-import importlib
-import inspect
-import sys
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -21,9 +18,9 @@ from lcx.positions import (
     ALiBi,
     DynamicNTK,
     DynamicYaRN,
-    Linear,
     Llama3,
     LongRoPE,
+    PositionInterpolation,
     RoPE,
     YaRN,
 )
@@ -37,7 +34,7 @@ from lcx.sparsity import (
     TopBlocks,
     Window,
 )
-from lcx.types import Context, Dims, Half, Params, Policy
+from lcx.types import Context, Dims, Params, Policy, Sublayer
 
 WIDTH, ROWS, LENGTH = 32, 2, 150
 """Longer than any chunk, and a multiple of none."""
@@ -45,7 +42,7 @@ WIDTH, ROWS, LENGTH = 32, 2, 150
 TURNED = RoPE(scaling=DynamicYaRN(original=64), fraction=0.5, interleaved=True)
 """All that RoPE can do; to a mixer, scalings differ in their numbers alone."""
 
-SETTINGS: tuple[Half, ...] = (
+SETTINGS: tuple[Sublayer, ...] = (
     SoftmaxAttention(kv_heads=2, qk_norm=True),
     SoftmaxAttention(kv_heads=1),
     SoftmaxAttention(kv_heads=2, sink_logit=True, softcap=1.5),
@@ -65,7 +62,7 @@ SETTINGS: tuple[Half, ...] = (
     RetNet(heads=2, expand=1),
 )
 EXAMPLES = {
-    Linear: Linear(4.0),
+    PositionInterpolation: PositionInterpolation(4.0),
     NTK: NTK(4.0),
     YaRN: YaRN(4.0, original=256),
     Llama3: Llama3(4.0, original=256),
@@ -81,7 +78,7 @@ SCHEMES = (
     RoPE(fraction=0.5),
     RoPE(interleaved=True),
 )
-HALVES: tuple[Half, ...] = (
+SUBLAYERS: tuple[Sublayer, ...] = (
     *(cls() for cls in MIXERS.values()),
     *(cls() for cls in CHANNELS.values()),
     *SETTINGS,
@@ -101,13 +98,15 @@ class Case(NamedTuple):
 
 
 @cache
-def case(half: Half, compute: str = "float32", length: int = LENGTH, rows: int = ROWS) -> Case:
+def case(
+    sublayer: Sublayer, compute: str = "float32", length: int = LENGTH, rows: int = ROWS
+) -> Case:
     dims = Dims(WIDTH, layers=3, layer=1, policy=Policy(compute=compute))
 
     @jax.jit
     def params() -> Params:
         with nnx.use_eager_sharding(False):
-            init = half.init(dims, nnx.Rngs(1))
+            init = sublayer.init(dims, nnx.Rngs(1))
         noise = iter(jax.random.split(jax.random.key(0), 64))
         return jax.tree.map(
             lambda a: a + 0.2 * jax.random.normal(next(noise), a.shape, a.dtype), init
@@ -136,32 +135,16 @@ def documents(rows: int, length: int) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(positions), jnp.asarray(segments)
 
 
-def in_pieces(half: Half, params: Params, x, ctx: Context, dims: Dims, cuts):
+def in_pieces(sublayer: Sublayer, params: Params, x, ctx: Context, dims: Dims, cuts):
     """The outputs of consecutive calls on x[:, :cuts[0]], x[:, cuts[0]:cuts[1]], and so on."""
-    state = half.init_state(dims, x.shape[0], x.shape[1])
+    state = sublayer.init_state(dims, x.shape[0], x.shape[1])
     outputs, begin = [], 0
     for end in (*cuts, x.shape[1]):
         piece = jax.tree.map(lambda a, b=begin, e=end: a[:, b:e], ctx)
-        y, state = half(params, x[:, begin:end], piece, state)
+        y, state, _ = sublayer(params, x[:, begin:end], piece, state)
         outputs.append(y)
         begin = end
     return jnp.concatenate(outputs, axis=1)
-
-
-def with_references(half: Half, monkeypatch) -> list[str]:
-    """Make the file of a mixer, and of sparsities, use the reference of each op; their names."""
-    replaced = []
-    modules = [importlib.import_module(type(half).__module__)]
-    if hasattr(half, "sparsity"):
-        modules += [m for n, m in sys.modules.items() if n.startswith("lcx.sparsity.")]
-    for module in modules:
-        for name, op in vars(module).copy().items():
-            if not getattr(op, "__module__", "").startswith("lcx.ops") or not callable(op):
-                continue
-            if "implementation" in inspect.signature(op).parameters:
-                monkeypatch.setattr(module, name, partial(op, implementation="reference"))
-                replaced.append(name)
-    return replaced
 
 
 class Result(NamedTuple):
@@ -190,9 +173,9 @@ def gradients_of(call):
 
 
 @cache
-def whole(half: Half):
+def whole(sublayer: Sublayer):
     """`gradients_of` one call without a state."""
-    return gradients_of(lambda p, x, ctx: half(p, x, ctx)[0])
+    return gradients_of(lambda p, x, ctx: sublayer(p, x, ctx)[0])
 
 
 def rms_error(got, expected) -> float:
@@ -201,12 +184,12 @@ def rms_error(got, expected) -> float:
     return float(np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)))
 
 
-def name(half: Half) -> str:
+def name(sublayer: Sublayer) -> str:
     from lcx.spec import describe
 
-    return describe(half)
+    return describe(sublayer)
 
 
 # one of each algorithm, for what takes long
-ALGORITHMS = tuple({(type(h), type(getattr(h, "sparsity", None))): h for h in HALVES}.values())
-MIXER_CASES = tuple(h for h in HALVES if type(h).__module__.startswith(mixers.__name__))
+ALGORITHMS = tuple({(type(h), type(getattr(h, "sparsity", None))): h for h in SUBLAYERS}.values())
+MIXER_CASES = tuple(h for h in SUBLAYERS if type(h).__module__.startswith(mixers.__name__))

@@ -1,4 +1,4 @@
-"""The law of lowering: every half of a block lowers for a large mesh, and says only what it must.
+"""The law of lowering: every sublayer lowers for a large mesh, and says only what it must.
 
 Collectives are read from the text of compiled programs, of a forward and a backward pass together.
 """
@@ -15,19 +15,19 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from lcx.layers import RWKVChannelMix
-from lcx.mesh import BATCH, Mesh, make_mesh, shardings
 from lcx.mixers import GatedConv, SoftmaxAttention
+from lcx.parallel.mesh import BATCH, Mesh, make_mesh, shardings
 from lcx.sparsity import ShiftedGroups, Window
 from tests.contracts.cases import ALGORITHMS, MIXER_CASES, ROWS, WIDTH, case, name
 from tests.contracts.test_shards import LENGTH, in_shards
 
 
-def both_passes(half, count):
+def both_passes(sublayer, count):
     """(params, x, ctx, dy) -> y and the gradients."""
 
     def call(params, x, ctx, dy):
         def forward(params, x):
-            return in_shards(half, count)(params, x, ctx, None)[0]
+            return in_shards(sublayer, count)(params, x, ctx, None)[0]
 
         y, pull = jax.vjp(forward, params, x)
         return y, pull(dy)
@@ -35,8 +35,8 @@ def both_passes(half, count):
     return call
 
 
-@pytest.mark.parametrize("half", ALGORITHMS, ids=name)
-def test_lowers_for_256_devices_that_are_not_there(half):
+@pytest.mark.parametrize("sublayer", ALGORITHMS, ids=name)
+def test_lowers_for_256_devices_that_are_not_there(sublayer):
     sizes = asdict(Mesh(fsdp=4, seq=16, model=4))
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes))
     rows, length = 8, 16 * 64
@@ -44,7 +44,7 @@ def test_lowers_for_256_devices_that_are_not_there(half):
     def cut(shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, BATCH))
 
-    c = case(half, length=LENGTH)
+    c = case(sublayer, length=LENGTH)
     params = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
         c.params,
@@ -53,7 +53,7 @@ def test_lowers_for_256_devices_that_are_not_there(half):
     x = cut((rows, length, WIDTH), jnp.float32)
     ctx = jax.tree.map(lambda a: cut((rows, length), a.dtype), c.packed)
     with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(both_passes(half, sizes["seq"])).trace(params, x, ctx, x)
+        traced = jax.jit(both_passes(sublayer, sizes["seq"])).trace(params, x, ctx, x)
         text = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert "num_partitions = 256" in text
     assert 'manual_axes={"seq"}' in text
@@ -86,11 +86,11 @@ class Collective(NamedTuple):
         return [math.prod(shape) for _, shape in self.made]
 
 
-def collectives(half) -> list[Collective]:
+def collectives(sublayer) -> list[Collective]:
     """Of both passes on 8 devices, on packed documents."""
-    c = case(half, length=LENGTH)
+    c = case(sublayer, length=LENGTH)
     with jax.set_mesh(make_mesh(Mesh(seq=8))):
-        compiled = jax.jit(both_passes(half, 8)).lower(c.params, c.x, c.packed, c.x).compile()
+        compiled = jax.jit(both_passes(sublayer, 8)).lower(c.params, c.x, c.packed, c.x).compile()
     found = []
     for made, kind, rest in CALL.findall(compiled.as_text()):
         arrays = [(t, tuple(map(int, n.split(","))) if n else ()) for t, n in ARRAY.findall(made)]
@@ -100,25 +100,25 @@ def collectives(half) -> list[Collective]:
     return found
 
 
-def sent(half) -> list[Collective]:
+def sent(sublayer) -> list[Collective]:
     """The permutations; of other collectives there is but the sum of each parameter's gradient."""
-    found = collectives(half)
+    found = collectives(sublayer)
     assert {c.kind for c in found} == {"all-reduce", "collective-permute"}
     summed = Counter(size for c in found if c.kind == "all-reduce" for size in c.sizes)
-    assert summed <= Counter(a.size for a in jax.tree.leaves(case(half, length=LENGTH).params))
+    assert summed <= Counter(a.size for a in jax.tree.leaves(case(sublayer, length=LENGTH).params))
     return [c for c in found if c.kind == "collective-permute"]
 
 
 RECURRENT = [h for h in ALGORITHMS if h in MIXER_CASES and not isinstance(h, SoftmaxAttention)]
 
 
-@pytest.mark.parametrize("half", RECURRENT, ids=name)
-def test_a_recurrence_sends_summaries_no_larger_than_its_state(half):
+@pytest.mark.parametrize("sublayer", RECURRENT, ids=name)
+def test_a_recurrence_sends_summaries_no_larger_than_its_state(sublayer):
     """However long the text: nothing is gathered, forward or backward."""
-    c = case(half, length=LENGTH)
-    state = jax.eval_shape(lambda: half.init_state(c.dims, ROWS, LENGTH))
+    c = case(sublayer, length=LENGTH)
+    state = jax.eval_shape(lambda: sublayer.init_state(c.dims, ROWS, LENGTH))
     largest = max(a.size for a in jax.tree.leaves(state))
-    permutations = sent(half)
+    permutations = sent(sublayer)
     assert all(size <= largest for p in permutations for size in p.sizes)
     # one shard further, then two, then four; and back with gradients
     assert set.union(*(p.hops for p in permutations)) <= {1, 2, 4, -1, -2, -4}
@@ -132,10 +132,10 @@ WINDOWED = (
 )
 
 
-@pytest.mark.parametrize("half", WINDOWED, ids=name)
-def test_a_window_speaks_to_neighbours_alone(half):
+@pytest.mark.parametrize("sublayer", WINDOWED, ids=name)
+def test_a_window_speaks_to_neighbours_alone(sublayer):
     """But for groups, of which each row says how many tokens of a document lie in front."""
-    permutations = sent(half)
+    permutations = sent(sublayer)
     ranks = [("s32", (ROWS,))]
     assert all(p.hops in ({1}, {-1}) or p.made == ranks for p in permutations)
     assert any(p.hops == {1} for p in permutations)

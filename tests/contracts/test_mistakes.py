@@ -22,19 +22,19 @@ def no_bonus(op):
 
 
 @pytest.mark.parametrize(
-    ("half", "module", "op", "mistake"),
+    ("sublayer", "module", "op", "mistake"),
     [
         (Mamba2(), mamba2, "linear_attention", late_decay),
         (GLA(), gla, "gated_linear_attention", no_gradient_of_decay),
         (RWKV6(), rwkv6, "gated_linear_attention", no_bonus),
     ],
 )
-def test_a_mistake_is_outside_the_bound(half, module, op, mistake, monkeypatch):
-    c = case(half)
+def test_a_mistake_is_outside_the_bound(sublayer, module, op, mistake, monkeypatch):
+    c = case(sublayer)
     args = c.params, c.x, c.packed
-    right, units = whole(half)(*args), rounding(whole(half), *args)
+    right, units = whole(sublayer)(*args), rounding(whole(sublayer), *args)
     monkeypatch.setattr(module, op, mistake(getattr(module, op)))
-    wrong = gradients_of(lambda p, x, ctx: half(p, x, ctx)[0])(*args)
+    wrong = gradients_of(lambda p, x, ctx: sublayer(p, x, ctx)[0])(*args)
     with pytest.raises(AssertionError, match="at most"):
         assert_rounded(wrong, right, looser(units, 20))  # even a bound twenty times as loose
 

@@ -1,4 +1,4 @@
-"""The law of sequence parallelism: a half of a block on several shards computes what one does.
+"""The law of sequence parallelism: a sublayer of a block on several shards computes what one does.
 
 Outputs, the state after, and gradients by parameters, by the input and by the state before.
 """
@@ -11,20 +11,20 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lcx.mesh import BATCH, Mesh, make_mesh, shardings
 from lcx.mixers import SoftmaxAttention
 from lcx.ops import sharded_attention as module
+from lcx.parallel.mesh import BATCH, Mesh, make_mesh, shardings
+from lcx.parallel.seqpar import REPLICATED, SHARDED, Shards, sharded
 from lcx.positions import ALiBi, XPos
-from lcx.seqpar import CUT, WHOLE, Shards, sharded
 from lcx.sparsity import SelfExtend, ShiftedGroups, Strided, Window
 from lcx.spec import describe
 from lcx.types import Context
 from tests.bounds import assert_rounded, assert_within, rounding
 from tests.contracts.cases import (
     ALGORITHMS,
-    HALVES,
     ROWS,
     SCHEMES,
+    SUBLAYERS,
     case,
     documents,
     name,
@@ -33,14 +33,14 @@ from tests.contracts.cases import (
 LENGTH, ONE_DEVICE = 160, Mesh()
 
 
-def in_shards(half, count: int):
-    """(params, x, ctx, state) -> (y, state after) of a half whose sequence lies in pieces."""
+def in_shards(sublayer, count: int):
+    """(params, x, ctx, state) -> (y, state after) of a sublayer whose sequence lies in pieces."""
     shards = Shards(count) if count > 1 else None
 
     def call(params, x, ctx, state):
-        return half(params, x, ctx._replace(shards=shards), state)
+        return sublayer(params, x, ctx._replace(shards=shards), state)[:2]
 
-    return sharded(call, shards, (WHOLE, CUT, CUT, WHOLE), (CUT, WHOLE))
+    return sharded(call, shards, (REPLICATED, SHARDED, SHARDED, REPLICATED), (SHARDED, REPLICATED))
 
 
 class Results(NamedTuple):
@@ -56,7 +56,7 @@ def floats(tree):
 
 
 @cache
-def results(half, mesh: Mesh = ONE_DEVICE, form: str | None = None):
+def results(sublayer, mesh: Mesh = ONE_DEVICE, form: str | None = None):
     """Compiled (params, x, ctx, state, weight) -> Results; arguments may lie on the mesh already.
 
     weight: of the state after, in what gradients are of. form: a name for what else is different.
@@ -70,7 +70,7 @@ def results(half, mesh: Mesh = ONE_DEVICE, form: str | None = None):
             given = jax.tree.map(
                 lambda a, b: b if a is None else a, given, state, is_leaf=lambda a: a is None
             )
-            y, after = in_shards(half, mesh.seq)(params, x, ctx, given)
+            y, after = in_shards(sublayer, mesh.seq)(params, x, ctx, given)
             kept = sum(jnp.sin(a).sum() for a in jax.tree.leaves(floats(after)))
             return (y * probe).sum() + weight * kept, (y, after)
 
@@ -89,40 +89,40 @@ def results(half, mesh: Mesh = ONE_DEVICE, form: str | None = None):
 
 
 @cache
-def streaming(half):
+def streaming(sublayer):
     """The arguments of a call in the middle of a text, whose state is that after LENGTH tokens."""
-    c = case(half, length=LENGTH)
+    c = case(sublayer, length=LENGTH)
     ones = jnp.ones((ROWS, LENGTH), jnp.int32)
     earlier = Context.of(
         70_000 - LENGTH + jnp.arange(LENGTH) * ones, ones, lengths=c.packed.lengths
     )
-    before = half.init_state(c.dims, ROWS, 2 * LENGTH)
-    state = results(half)(c.params, c.x[:, ::-1], earlier, before).after
+    before = sublayer.init_state(c.dims, ROWS, 2 * LENGTH)
+    state = results(sublayer)(c.params, c.x[:, ::-1], earlier, before).after
     packed = Context.of(*documents(ROWS, LENGTH), before=ones[:, 0], lengths=c.packed.lengths)
     return c.params, c.x, packed, state
 
 
 @cache
-def expected(half) -> tuple[Results, Results]:
+def expected(sublayer) -> tuple[Results, Results]:
     """What one device computes, and the unit of each array's error."""
-    return of_one_device(half, *streaming(half))
+    return of_one_device(sublayer, *streaming(sublayer))
 
 
-def of_one_device(half, *args) -> tuple[Results, Results]:
-    return jax.device_get(results(half)(*args)), rounding(results(half), *args)
+def of_one_device(sublayer, *args) -> tuple[Results, Results]:
+    return jax.device_get(results(sublayer)(*args)), rounding(results(sublayer), *args)
 
 
-@pytest.mark.parametrize("half", HALVES, ids=name)
-def test_four_shards_equal_the_whole(half):
+@pytest.mark.parametrize("sublayer", SUBLAYERS, ids=name)
+def test_four_shards_equal_the_whole(sublayer):
     """From the middle of a text on: packed documents that end anywhere, and one that does not."""
-    params, x, packed, state = streaming(half)
-    there = results(half, Mesh(seq=4))
-    assert_rounded(there(params, x, packed, state), *expected(half))
+    params, x, packed, state = streaming(sublayer)
+    there = results(sublayer, Mesh(seq=4))
+    assert_rounded(there(params, x, packed, state), *expected(sublayer))
     # what the first shard has seen reaches the last
     ones, positions = jnp.ones_like(packed.segments), 70_000 + jnp.arange(LENGTH)
     one = Context.of(positions * ones, ones, before=ones[:, 0], lengths=packed.lengths)
     args = params, x, one, state
-    assert_rounded(there(*args), *of_one_device(half, *args))
+    assert_rounded(there(*args), *of_one_device(sublayer, *args))
 
 
 WITHOUT_STATE = (
@@ -137,34 +137,36 @@ WITHOUT_STATE = (
 """Whose code is another without a state. In the others' a state of zeros takes its place."""
 
 
-def without_state_equals_the_whole(half, form=None):
-    c = case(half, length=LENGTH)
+def without_state_equals_the_whole(sublayer, form=None):
+    c = case(sublayer, length=LENGTH)
     positions = jnp.arange(LENGTH) + jnp.array([[0], [7]])
     ctx = Context(positions, lengths=c.packed.lengths)
-    got = results(half, Mesh(seq=4), form)(c.params, c.x, ctx)
+    got = results(sublayer, Mesh(seq=4), form)(c.params, c.x, ctx)
     assert got.after is None
     # that a state of zeros, and the word that all is one document, change nothing are other laws
     one = Context.of(positions, jnp.ones((ROWS, LENGTH), jnp.int32), lengths=ctx.lengths)
-    state = half.init_state(c.dims, ROWS, 2 * LENGTH)
-    whole, units = of_one_device(half, c.params, c.x, one, state, 0.0)
+    state = sublayer.init_state(c.dims, ROWS, 2 * LENGTH)
+    whole, units = of_one_device(sublayer, c.params, c.x, one, state, 0.0)
     assert_rounded(*((r.y, r.params, r.x) for r in (got, whole, units)))
 
 
-@pytest.mark.parametrize("half", WITHOUT_STATE, ids=name)
-def test_four_shards_equal_the_whole_without_a_state(half):
+@pytest.mark.parametrize("sublayer", WITHOUT_STATE, ids=name)
+def test_four_shards_equal_the_whole_without_a_state(sublayer):
     """Rows of one document."""
-    without_state_equals_the_whole(half)
+    without_state_equals_the_whole(sublayer)
 
 
-@pytest.mark.parametrize("half", [SoftmaxAttention()], ids=name)
-def test_a_ring_of_four_equals_the_whole(half, monkeypatch):
+@pytest.mark.parametrize("sublayer", [SoftmaxAttention()], ids=name)
+def test_a_ring_of_four_equals_the_whole(sublayer, monkeypatch):
     """With so many KV heads, and rows called long."""
     monkeypatch.setattr(module, "GATHERED", 0)
     monkeypatch.delattr(module, "attention")  # which the gathered form cannot do without
-    without_state_equals_the_whole(half, "ring")
+    without_state_equals_the_whole(sublayer, "ring")
 
 
-TRIED_ALREADY = tuple(half.position for half in HALVES if isinstance(half, SoftmaxAttention))
+TRIED_ALREADY = tuple(
+    sublayer.position for sublayer in SUBLAYERS if isinstance(sublayer, SoftmaxAttention)
+)
 
 
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if s not in TRIED_ALREADY], ids=describe)
@@ -180,7 +182,7 @@ def test_position_schemes_mark_shards_as_the_whole(scheme):
         return scheme(q, k, Context(positions, lengths=lengths, shards=shards))
 
     args = q, k, positions, 130 + 30 * segments
-    call = sharded(partial(marked, shards=Shards(4)), Shards(4), (CUT,) * 4, (CUT, CUT))
+    call = sharded(partial(marked, shards=Shards(4)), Shards(4), (SHARDED,) * 4, (SHARDED, SHARDED))
     with jax.set_mesh(make_mesh(Mesh(seq=4))):
         got = jax.device_get(jax.jit(call)(*args))
     for a, b in zip(got, jax.jit(partial(marked, shards=None))(*args), strict=True):
@@ -188,19 +190,19 @@ def test_position_schemes_mark_shards_as_the_whole(scheme):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("half", ALGORITHMS, ids=name)
-def test_two_and_eight_shards_equal_the_whole(half):
+@pytest.mark.parametrize("sublayer", ALGORITHMS, ids=name)
+def test_two_and_eight_shards_equal_the_whole(sublayer):
     """Outputs and the state after; shards of 20 tokens, fewer than many windows and blocks."""
-    args, (whole, units) = streaming(half), expected(half)
+    args, (whole, units) = streaming(sublayer), expected(sublayer)
     for count in (2, 8):
         with jax.set_mesh(make_mesh(Mesh(seq=count))):
-            got = jax.device_get(jax.jit(in_shards(half, count))(*args))
+            got = jax.device_get(jax.jit(in_shards(sublayer, count))(*args))
         assert_rounded(got, (whole.y, whole.after), (units.y, units.after))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("half", ALGORITHMS, ids=name)
-def test_shards_beside_other_axes_equal_the_whole(half):
+@pytest.mark.parametrize("sublayer", ALGORITHMS, ids=name)
+def test_shards_beside_other_axes_equal_the_whole(sublayer):
     """Rows and parameters cut along fsdp, heads and feed-forward layers along model."""
     sizes = Mesh(fsdp=2, seq=2, model=2)
     mesh = make_mesh(sizes)
@@ -214,8 +216,8 @@ def test_shards_beside_other_axes_equal_the_whole(half):
 
         return jax.tree.map(put, tree)
 
-    params, x, ctx, state = streaming(half)
+    params, x, ctx, state = streaming(sublayer)
     params = jax.device_put(params, shardings(params, mesh))
     args = params, cut(x, 2), cut(ctx, 2), cut(state, 1)
     assert any(not a.is_fully_replicated for a in jax.tree.leaves(params))
-    assert_rounded(results(half, sizes)(*args), *expected(half))
+    assert_rounded(results(sublayer, sizes)(*args), *expected(sublayer))

@@ -1,15 +1,17 @@
 """What the comparisons with torch share: weights and gradients carried over, and lcx's side."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lcx.loss import loss_sums
+from lcx.logits import over_logits
+from lcx.losses import CrossEntropy
 from lcx.model import LM
-from lcx.types import Params, State
+from lcx.types import Batch, Params, State
 
 PIECES = (1, 7, 33, 1, 7, 33, 7, 7)
 NEEDED = "comparisons with transformers need: pip install -e '.[parity]'"
@@ -87,10 +89,12 @@ def loss_and_gradients(model: LM, params: Params, tokens: np.ndarray) -> tuple[f
     @jax.jit
     @jax.value_and_grad
     def loss(params, tokens):
-        lengths = jnp.full(tokens.shape[0], tokens.shape[1])  # torch reads the last token, too
-        x, _ = model.hidden(params, tokens[:, :-1], lengths=lengths)
-        sums = loss_sums(model, params, x, tokens[:, 1:], jnp.ones(tokens[:, 1:].shape))
-        return sums.nll / sums.tokens
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        lengths = jnp.full(inputs.shape, tokens.shape[1])  # torch reads the last token, too
+        batch = Batch(inputs, lengths=lengths, targets=targets)
+        x = model.hidden(params, batch).x
+        sums = CrossEntropy()(x, batch, partial(over_logits, model, params))
+        return sums.minimised / targets.size
 
     value, gradients = loss(params, tokens)
     return float(value), gradients
@@ -103,6 +107,6 @@ def stream(
     assert sum(PIECES) == tokens.shape[1]
     logits = []
     for piece in np.split(tokens, np.cumsum(PIECES)[:-1], axis=1):
-        out, state = call(params, piece, state=state)
+        out, state, _ = call(params, Batch(piece), state)
         logits.append(np.asarray(out))
     return np.concatenate(logits, axis=1), state

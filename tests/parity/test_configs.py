@@ -4,7 +4,16 @@ import warnings
 
 import pytest
 
-from lcx.positions import ALiBi, DynamicNTK, Learned, Linear, LongRoPE, NoPE, RoPE, YaRN
+from lcx.positions import (
+    ALiBi,
+    DynamicNTK,
+    Learned,
+    LongRoPE,
+    NoPE,
+    PositionInterpolation,
+    RoPE,
+    YaRN,
+)
 from lcx.positions.huggingface import HALVES, NEIGHBOURS, read_positions, write_positions
 from tests.parity.against_torch import NEEDED
 
@@ -19,7 +28,13 @@ SIZES = {
     "max_position_embeddings": 512,
 }
 LISTS = (1.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6), (1.0, 2.0, 3.0, 4.0, 4.0, 4.0, 4.0, 4.0)
-SCALINGS = (None, Linear(4.0), DynamicNTK(512, 2.0), YaRN(4.0, 128), LongRoPE(*LISTS, 128, 4.0))
+SCALINGS = (
+    None,
+    PositionInterpolation(4.0),
+    DynamicNTK(512, 2.0),
+    YaRN(4.0, 128),
+    LongRoPE(*LISTS, 128, 4.0),
+)
 
 
 def sizes(kind: str) -> dict:

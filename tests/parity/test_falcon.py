@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+from lcx.block import Block
 from lcx.layers import MLP, LayerNorm
 from lcx.mixers import SoftmaxAttention
-from lcx.model import LM, Block
+from lcx.model import LM
 from lcx.positions import ALiBi, RoPE
 from lcx.positions.huggingface import read_positions
+from lcx.types import Batch
 from tests.parity.against_torch import (
     NEEDED,
     assert_leaves_close,
@@ -101,7 +103,7 @@ def test_logits_loss_and_gradients(alibi):
     out = pair.torch(tokens, labels=tokens)
     expected = out.logits.detach().numpy()
     call = jax.jit(partial(pair.model))
-    logits, _ = call(pair.params, pair.tokens)
+    logits = call(pair.params, Batch(pair.tokens)).x
     np.testing.assert_allclose(logits, expected, rtol=0, atol=LOGITS)
     streamed, _ = stream(call, pair.params, pair.tokens, pair.model.init_state(BATCH, LENGTH))
     np.testing.assert_allclose(streamed, expected, rtol=0, atol=LOGITS)

@@ -8,12 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lcx.block import Block
 from lcx.layers import RMSNorm, SwiGLU
 from lcx.mixers import SoftmaxAttention
-from lcx.model import LM, Block
-from lcx.positions import NTK, DynamicNTK, DynamicYaRN, Linear, Llama3, LongRoPE, RoPE, YaRN
+from lcx.model import LM
+from lcx.positions import (
+    NTK,
+    DynamicNTK,
+    DynamicYaRN,
+    Llama3,
+    LongRoPE,
+    PositionInterpolation,
+    RoPE,
+    YaRN,
+)
 from lcx.positions.huggingface import write_positions
 from lcx.pretrained import NAMES
+from lcx.types import Batch
 from tests.parity.against_torch import (
     NEEDED,
     assert_leaves_close,
@@ -46,7 +57,7 @@ LONG = (1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.0, 3.0)
 MODELS = {
     "multi-head": lm(4, RoPE(), tied=True, repeats=3),
     "grouped": lm(2, RoPE(theta=5e5), tied=False, places=2),
-    "multi-query, interpolated": lm(1, RoPE(scaling=Linear(4.0)), tied=True),
+    "multi-query, interpolated": lm(1, RoPE(scaling=PositionInterpolation(4.0)), tied=True),
     "yarn": lm(2, RoPE(scaling=YaRN(4.0, original=32, beta_fast=4.0)), tied=True),
     "dynamic ntk": lm(2, RoPE(scaling=DynamicNTK(original=32, factor=2.0)), tied=True),
     "long rope": lm(
@@ -105,7 +116,7 @@ def pair(request) -> Pair:
 
 
 def test_logits(pair):
-    logits, state = pair.call(pair.params, pair.tokens)
+    logits, state, _ = pair.call(pair.params, Batch(pair.tokens))
     assert state is None
     np.testing.assert_allclose(logits, pair.logits, rtol=0, atol=pair.within)
 
@@ -127,7 +138,7 @@ def test_streaming_in_pieces(pair):
     state = pair.model.init_state(BATCH, LENGTH)
     logits, state = stream(pair.call, pair.params, pair.tokens, state)
     np.testing.assert_allclose(logits, pair.logits, rtol=0, atol=pair.within)
-    np.testing.assert_array_equal(state["position"], LENGTH)
+    np.testing.assert_array_equal(state.position, LENGTH)
 
 
 def test_greedy_continuation(pair):
@@ -145,7 +156,7 @@ def test_greedy_continuation(pair):
     state = pair.model.init_state(BATCH, LENGTH)
     text = [pair.tokens[:, :prompt]]
     for _ in range(new):
-        logits, state = pair.call(pair.params, text[-1], state=state)
+        logits, state, _ = pair.call(pair.params, Batch(text[-1]), state)
         text.append(np.asarray(logits[:, -1:].argmax(axis=-1), np.int32))
     np.testing.assert_array_equal(np.concatenate(text, axis=1), expected.numpy())
 
@@ -160,19 +171,23 @@ def test_a_small_slip_would_be_seen(change):
     pair = pair_of("multi-query, interpolated")
     mixer = pair.model.pattern[0].mixer
     model = {
-        "theta": altered(pair.model, mixer=replace(mixer, position=RoPE(1.01e4, Linear(4.0)))),
-        "factor": altered(pair.model, mixer=replace(mixer, position=RoPE(1e4, Linear(4.01)))),
+        "theta": altered(
+            pair.model, mixer=replace(mixer, position=RoPE(1.01e4, PositionInterpolation(4.0)))
+        ),
+        "factor": altered(
+            pair.model, mixer=replace(mixer, position=RoPE(1e4, PositionInterpolation(4.01)))
+        ),
         "eps": altered(pair.model, norm=RMSNorm(eps=0.9e-3)),
     }[change]
     params = to_lcx(model, dict(pair.torch.named_parameters()), NAMES)
-    logits, _ = jax.jit(partial(model))(params, pair.tokens)
+    logits = jax.jit(partial(model))(params, Batch(pair.tokens)).x
     assert np.abs(logits - pair.logits).max() > 100 * LOGITS
 
 
 FACTORS, LENGTHS = (1.0, 1.5, 4.0, 32.0), (128, 2048, 8192)
 SCALINGS = (
     None,
-    *(Linear(f) for f in FACTORS),
+    *(PositionInterpolation(f) for f in FACTORS),
     *(YaRN(f, L) for f in FACTORS for L in LENGTHS),
     YaRN(4.0, 2048, beta_fast=8.0, beta_slow=0.5),
     YaRN(4.0, 2048, truncate=False),

@@ -17,7 +17,7 @@ from flax import nnx
 from lcx.mixers import RGLRU, GatedConv, GatedDeltaNet, Lightning, Mamba2, SoftmaxAttention
 from lcx.positions import RoPE
 from lcx.sparsity import Window
-from lcx.types import Context, Dims, Half
+from lcx.types import Context, Dims, Sublayer
 from tests.parity.against_torch import NEEDED, assert_leaves_close, randomise
 
 torch = pytest.importorskip("torch", reason=NEEDED)
@@ -31,7 +31,7 @@ Tensors = dict[str, np.ndarray]
 class Case(NamedTuple):
     """A mixer, its layer's place, the module, how to call that, and its tensors as our leaves."""
 
-    half: Half
+    sublayer: Sublayer
     module: Callable[[], Any]
     call: Callable[[Any, Any], Any]
     leaves: Callable[[Tensors], Tensors]
@@ -211,7 +211,7 @@ def attention_leaves(t):
 
 
 CASES = {
-    "Lfm2ShortConv": Case(GatedConv(taps=3), lfm2, lambda m, x: m(x), lfm2_leaves),
+    "Lfm2ShortConv": Case(GatedConv(kernel_size=3), lfm2, lambda m, x: m(x), lfm2_leaves),
     "Mamba2Mixer": Case(Mamba2(8, 16), mamba2, lambda m, x: m(x), mamba2_leaves),
     "Qwen3NextGatedDeltaNet": Case(
         *(GatedDeltaNet(), qwen3_next, lambda m, x: m(x), qwen3_next_leaves),
@@ -241,7 +241,7 @@ CASES = {
 def to_lcx(case: Case, tensors: dict[str, Any], constants: bool = True) -> nnx.Dict:
     """Our parameters filled from the module's; what it has no tensor for keeps its first value."""
     with nnx.use_eager_sharding(False):
-        params = case.half.init(Dims(WIDTH, layers=3, layer=case.layer), nnx.Rngs(0))
+        params = case.sublayer.init(Dims(WIDTH, layers=3, layer=case.layer), nnx.Rngs(0))
     leaves = case.leaves({n: a.detach().numpy() for n, a in tensors.items()})
 
     def fill(path, like):
@@ -274,7 +274,7 @@ def test_outputs_and_gradients(name):
     @jax.jit
     def ours(params, x):
         def loss(params, x):
-            y, _ = case.half(params, x, Context.of(jnp.arange(LENGTH)[None].repeat(ROWS, 0)))
+            y = case.sublayer(params, x, Context.of(jnp.arange(LENGTH)[None].repeat(ROWS, 0))).x
             return (y * probe).sum(), y
 
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)

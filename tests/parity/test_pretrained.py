@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from lcx.cli import compare_command
+from lcx.command.cli import compare_command
 from lcx.data import BPE, Conversations, Data, TextFiles
 from lcx.experiment import load
 from lcx.model import LM
-from lcx.positions import Linear, RoPE, YaRN
+from lcx.positions import PositionInterpolation, RoPE, YaRN
 from lcx.pretrained import Pretrained
+from lcx.types import Batch
 from tests.parity.against_torch import NEEDED, randomise
 
 torch = pytest.importorskip("torch", reason=NEEDED)
@@ -49,7 +50,7 @@ def test_logits_are_transformers_(tmp_path):
     tokens = np.random.default_rng(0).integers(0, 300, (2, 50), np.int32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(tokens).long()).logits.numpy()
-    logits, _ = jax.jit(lambda p, t: model(p, t))(params, tokens)
+    logits = jax.jit(lambda p, t: model(p, Batch(t)))(params, tokens).x
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)  # measured: 3e-6
 
 
@@ -60,8 +61,8 @@ def test_a_scaled_model_keeps_its_scaling_unless_told_another(tmp_path):
     model = weights.model()
     assert model.tied
     assert model.pattern[0].mixer.position == RoPE(scaling=YaRN(4.0, original=32))
-    other = weights.model(RoPE(scaling=Linear(2.0)))
-    assert other.pattern[0].mixer.position == RoPE(scaling=Linear(2.0))
+    other = weights.model(RoPE(scaling=PositionInterpolation(2.0)))
+    assert other.pattern[0].mixer.position == RoPE(scaling=PositionInterpolation(2.0))
     weights.check(other)
 
 
@@ -122,7 +123,9 @@ def test_longchat_s_recipe_takes_a_published_model_and_conversations(tmp_path, t
     file, out = ROOT / "experiments" / "longchat.py", tmp_path / "runs"
     made = load(file).experiments
     assert made["base"].evaluation.contexts == (16, 32, 64, 128, 256)  # from an eighth of 128
-    assert made["longchat"].model.pattern[0].mixer.position == RoPE(scaling=Linear(2.0))
+    assert made["longchat"].model.pattern[0].mixer.position == RoPE(
+        scaling=PositionInterpolation(2.0)
+    )
     compare_command(file, out=out, only="longchat", assignments=("train.steps=2",))
     report = json.loads((out / "report" / "report.json").read_text())
     assert set(report["variants"]) == {"longchat"}

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lcx.block import Block
 from lcx.layers import LayerNorm, RWKVChannelMix
 from lcx.mixers import RWKV4
-from lcx.model import LM, Block
+from lcx.model import LM
+from lcx.types import Batch
 from tests.parity.against_torch import (
     NEEDED,
     assert_leaves_close,
@@ -95,7 +97,7 @@ def tokens():
 def test_logits(rwkv, params, tokens):
     with torch.no_grad():
         expected = rwkv(torch.from_numpy(tokens).long()).logits.numpy()
-    logits, _ = CALL(params, tokens)
+    logits = CALL(params, Batch(tokens)).x
     np.testing.assert_allclose(logits, expected, rtol=0, atol=LOGITS)
 
 
@@ -126,16 +128,16 @@ def test_streaming_in_pieces(rwkv, params, tokens):
     logits, state = stream(CALL, params, row, MODEL.init_state(1, LENGTH))
     np.testing.assert_allclose(logits, expected, rtol=0, atol=LOGITS)
 
-    layers = jax.tree.map(lambda *a: jnp.stack(a), *state["layers"])
-    mixer, channel = layers["mixer"], layers["channel"]
+    layers = jax.tree.map(lambda *a: jnp.stack(a), *state.layers)
+    mixer, channel = layers
     layer_first = [a.permute(2, 0, 1).numpy() for a in theirs]
     channel_last, mixer_last, numerator, denominator, exponent = layer_first
     # numerator and denominator are e^exponent times the stored ones: that split is not unique
-    wkv = mixer["wkv"]
+    wkv = mixer.wkv
     average, log_sum = numerator / denominator, exponent + np.log(denominator)
     for actual, expected in (
-        (channel["last"], channel_last),
-        (mixer["last"], mixer_last),
+        (channel.last, channel_last),
+        (mixer.last, mixer_last),
         (wkv.numerator / wkv.denominator, average),
         (wkv.exponent + np.log(wkv.denominator), log_sum),
     ):

@@ -1,0 +1,1 @@
+"""Scores of trained models, and how sure we are of them."""

@@ -1,0 +1,228 @@
+"""What evaluations say: measures of documents' scores, and how sure we are of them.
+
+Everything starts from sums over one document's target tokens: the negative log-likelihood in
+nats, say, the number of tokens, the number of bytes of text they stand for. Documents, not tokens,
+are the unit of chance: tokens of one text rise and fall together. Where a variant was trained more
+than once, its runs are drawn by chance as well (`lcx.evaluation.intervals`).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+
+from lcx import spec
+from lcx.cost import Cost
+from lcx.evaluation.intervals import Estimate, Scores, Weights, difference, mean
+from lcx.protocols import EvaluationProtocol
+from lcx.protocols.measures import Measure
+
+DocumentScore = dict[str, Any]
+"""What one run of a variant made of the target tokens of one document.
+
+    name     of the document
+    spans    places of the document that the target tokens were taken from
+    tokens   how many target tokens
+    bytes    bytes of text that they stand for, whatever the tokenizer
+
+and a sum over the target tokens, in float64, for each entry of the protocol's `scores`: `nll`, in
+nats, and `hits`, those that no other token was likelier than, unless the protocol has its own.
+"""
+
+ContextScore = dict[str, Any]
+"""One point of a curve: one run at one context length. Intervals are over its documents.
+
+    context                 the context length
+    reach                   the most tokens, BOS included, that any target was predicted from
+    tokens                  target tokens
+    documents               [DocumentScore]
+    measure.key             of each measure its value,
+    measure.interval        and its 95% interval: [low, high], NaN where none is known
+"""
+
+PooledScore = dict[str, Any]
+"""One point of a variant, over all its runs. Intervals are over documents and runs together.
+
+As a `ContextScore`, but documents are counted, and so are `spans` and `seeds`. Perplexity is the
+exponential of the mean over runs of the mean nats a token.
+"""
+
+
+class About(TypedDict):
+    """What a result says of its protocol, beside the protocol's settings."""
+
+    measures: list[dict[str, Any]]
+    """`Measure`s, encoded (`lcx.spec`); the report is about the first that fits."""
+    unit: str
+    """What context lengths count."""
+    same_targets: bool
+    """Whether the targets are the same at every context length."""
+    words: str
+    """What the protocol does, for the reader of the page."""
+
+
+def about(protocol: EvaluationProtocol) -> About:
+    """What a result says of this protocol."""
+    return About(
+        measures=[spec.encode(measure) for measure in protocol.measures],
+        unit=protocol.unit,
+        same_targets=protocol.same_targets,
+        words=protocol.words,
+    )
+
+
+class Evaluation(TypedDict):
+    """All that one evaluation of one run has to say; written as JSON (see `jsonable`)."""
+
+    variant: str
+    seed: int
+    """Which of the variant's runs: 0, 1, ..."""
+    protocol: dict[str, Any]
+    about: About
+    data: dict[str, Any]
+    setup: dict[str, Any]
+    """What the variant is, in words and numbers; see `lcx.variants.setup_of`."""
+    cost: Cost
+    published: str | None
+    """The published model whose weights it comes from, if it does."""
+    trainings: list[str]
+    """The variants whose training, one after the other, made its weights: its own among them."""
+    train_len: int
+    """Tokens of the longest rows that any of these was trained on: beyond is extrapolation."""
+    train_tokens: int
+    train_flops: float | None
+    """Of all trainings together; None where a formula is missing, or weights are published."""
+    train_seconds: float
+    eval_seconds: float
+    contexts: list[ContextScore]
+    environment: dict[str, Any]
+
+
+class Comparison(TypedDict):
+    """A measure of one score against that of another, over the same targets."""
+
+    context: int
+    value: float
+    """The ratio of perplexities; of other measures the difference."""
+    ci95: list[float]
+    p_value: float
+    """That both are equal."""
+
+
+def context_score(
+    context: int, documents: Sequence[DocumentScore], reach: int, measures: Sequence[Measure]
+) -> ContextScore:
+    """The curve's point at `context` tokens, token-weighted over `documents`.
+
+    Raises ValueError when there is nothing to score, or `context` is below 1.
+    """
+    if context < 1:
+        raise ValueError(f"a context is at least one token, got {context}")
+    if not documents:
+        raise ValueError(f"no documents were scored at context {context}")
+    return dict(
+        context=context,
+        reach=reach,
+        tokens=sum(d["tokens"] for d in documents),
+        documents=list(documents),
+        **_levels([documents], measures),
+    )
+
+
+def pooled_score(runs: Sequence[ContextScore], measures: Sequence[Measure]) -> PooledScore:
+    """One point of all runs of a variant. Raises ValueError unless they scored the same targets."""
+    first, *others = runs
+    for other in others:
+        check_same_targets(first, other, "tokens")
+    return dict(
+        context=first["context"],
+        reach=first["reach"],
+        tokens=first["tokens"],
+        documents=len(first["documents"]),
+        spans=sum(d["spans"] for d in first["documents"]),
+        seeds=len(runs),
+        **_levels([run["documents"] for run in runs], measures),
+    )
+
+
+def compare(
+    a: Sequence[ContextScore], b: Sequence[ContextScore], measure: Measure, paired_runs: bool
+) -> Comparison:
+    """`a` against `b`, each all the runs of one variant at one context length.
+
+    What makes a document hard is hard for both and cancels, so this interval is often far narrower
+    than a look at the two separate ones suggests. With a single run of each it is over documents
+    alone: it says how these weights differ. paired_runs: see `lcx.evaluation.intervals.difference`.
+
+    Raises ValueError unless all scored the same targets, document by document.
+    """
+    for other in (*a[1:], *b):
+        check_same_targets(a[0], other, measure.per)
+    of_a, of_b = (_scores([run["documents"] for run in runs], measure) for runs in (a, b))
+    weights = _weights(a[0]["documents"], measure)
+    # tokens that cover the same span may stick out by other numbers of bytes: rates are compared
+    of_b = of_b * (weights / _weights(b[0]["documents"], measure))
+    with np.errstate(invalid="ignore"):  # infinite in both: no number says how they differ
+        estimate = difference(of_a, of_b, weights, paired_runs)
+    low, high = estimate.interval()
+    return Comparison(
+        context=a[0]["context"],
+        value=measure.value(estimate.value),
+        ci95=[measure.value(low), measure.value(high)],
+        p_value=estimate.p_value(),
+    )
+
+
+def check_same_targets(a: ContextScore, b: ContextScore, per: Literal["tokens", "bytes"]) -> None:
+    """Raise ValueError unless both scored the same documents, in order, and as much of each.
+
+    Counted in tokens, or in spans where tokenizers may differ.
+    """
+    at = " and ".join(dict.fromkeys(str(score["context"]) for score in (a, b)))
+    counted = "tokens" if per == "tokens" else "spans"
+    pairs = [[(d["name"], d[counted]) for d in score["documents"]] for score in (a, b)]
+    if len(pairs[0]) != len(pairs[1]):
+        raise ValueError(
+            f"cannot pair {len(pairs[0])} documents with {len(pairs[1])} "
+            f"at context {at}: both must score the same ones"
+        )
+    for i, ((name_a, n_a), (name_b, n_b)) in enumerate(zip(*pairs, strict=True)):
+        if (name_a, n_a) != (name_b, n_b):
+            raise ValueError(
+                f"cannot pair document {i} at context {at}: "
+                f"{name_a!r} with {n_a} scored {counted} against {name_b!r} with {n_b}"
+            )
+
+
+def jsonable(tree: Any) -> Any:
+    """The same tree with None for every float that strict JSON cannot say (NaN and infinities)."""
+    if isinstance(tree, dict):
+        return {key: jsonable(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [jsonable(value) for value in tree]
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return None
+    return tree
+
+
+def _levels(runs: Sequence[Sequence[DocumentScore]], measures: Sequence[Measure]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for measure in measures:
+        weights = _weights(runs[0], measure)
+        if not weights.sum() > 0:
+            raise ValueError(f"{measure.name} needs at least one of the targets' {measure.per}")
+        estimate: Estimate = mean(_scores(runs, measure), weights)
+        interval = [measure.value(x) for x in estimate.interval()]
+        found[measure.key] = measure.value(estimate.value)
+        found[measure.interval] = measure.within(interval)
+    return found
+
+
+def _scores(runs: Sequence[Sequence[DocumentScore]], measure: Measure) -> Scores:
+    # None, from JSON, becomes NaN
+    return np.array([[d[measure.sums] for d in run] for run in runs], dtype=np.float64)
+
+
+def _weights(documents: Sequence[DocumentScore], measure: Measure) -> Weights:
+    return np.array([d[measure.per] for d in documents], dtype=np.float64)

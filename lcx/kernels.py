@@ -1,0 +1,47 @@
+"""Which form of an operation runs: the plain one, or one that is fast on the platform.
+
+Every operation of `lcx.ops` that has several forms takes `kernels` and asks `chosen`. A model's
+`Policy` says what its layers ask for.
+
+    reference   the equation as it stands, token by token or all pairs at once; what others are
+                checked against
+    xla         chunks, tiles or a parallel scan, in JAX's own operations
+"""
+
+from dataclasses import dataclass
+
+import jax
+
+FORMS = ("reference", "xla")
+
+FASTEST: dict[str, dict[str, str]] = {
+    # reading and writing is all the work there is, and one pass does least of it
+    "lru": {"cpu": "reference"},
+}
+"""By operation and platform, where that is not "xla"."""
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Kernels:
+    """What is asked for. Static in a pytree."""
+
+    form: str | None = None
+    """None: the fastest on the platform."""
+
+    def __post_init__(self):
+        if self.form not in (None, *FORMS):
+            raise ValueError(
+                f"kernels {self.form!r}: there are {' and '.join(map(repr, FORMS))}, "
+                "or None for the fastest on the platform"
+            )
+
+
+FASTEST_THERE_IS = Kernels()
+
+
+def chosen(operation: str, kernels: Kernels) -> str:
+    """The form of an operation that runs."""
+    if kernels.form is not None:
+        return kernels.form
+    return FASTEST.get(operation, {}).get(jax.default_backend(), "xla")

@@ -1,0 +1,139 @@
+"""Channel mixers: what a block does to each token by itself, or with the one before it."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lcx.dense import linear, residual, uniform, vector, zeros
+from lcx.layers.rwkv import LastToken, blend, rwkv_depth, token_mix, token_shift
+from lcx.types import Context, Dims, Output, Params, State
+
+
+@dataclass(frozen=True)
+class SwiGLU:
+    """Gated MLP: (silu(x W_gate) * x W_up) W_down (Shazeer 2020). No state."""
+
+    hidden: int | None = None
+    """F; None: 8/3 of the width, rounded up to a multiple of 32."""
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        hidden = self.hidden or -(-8 * dims.model // (3 * 32)) * 32
+        return nnx.Dict(
+            gate=linear(dims, dims.model, hidden, ("embed", "mlp"), rngs),
+            up=linear(dims, dims.model, hidden, ("embed", "mlp"), rngs),
+            down=residual(dims, hidden, ("mlp", "embed"), rngs),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        return ()
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> Output:
+        return Output(params.down(jax.nn.silu(params.gate(x)) * params.up(x)), state)
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Two layers without biases: act(x W_up) W_down (Vaswani et al. 2017). No state."""
+
+    hidden: int | None = None
+    """F; None: four times the width."""
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+    """GPT-2's is gelu_tanh, Falcon's gelu."""
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        hidden = self.hidden or 4 * dims.model
+        return nnx.Dict(
+            up=linear(dims, dims.model, hidden, ("embed", "mlp"), rngs),
+            down=residual(dims, hidden, ("mlp", "embed"), rngs),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        return ()
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> Output:
+        return Output(params.down(_ACTIVATIONS[self.activation](params.up(x))), state)
+
+
+_ACTIVATIONS = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+@dataclass(frozen=True)
+class RWKVChannelMix:
+    """RWKV-4's gated channel mix: sigmoid(r) * relu(k)^2 V, on token-shifted inputs.
+
+    Peng et al. 2023, equations 17 to 18. RWKV-5's and 6's is the same function (6 writes 1 - mix
+    for mix), 3.5 times as wide as the model. State: the last token.
+    """
+
+    hidden: int | None = None
+    """F; None: four times the width."""
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        hidden = self.hidden or 4 * dims.model
+        mix = token_mix(dims, 1 - dims.layer / dims.layers)
+        return nnx.Dict(
+            mix_k=vector(mix),
+            mix_r=vector(mix),
+            key=linear(dims, dims.model, hidden, ("embed", "mlp"), rngs),
+            receptance=linear(dims, dims.model, dims.model, ("embed", None), rngs, zeros),
+            value=linear(dims, hidden, dims.model, ("mlp", "embed"), rngs, zeros),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        return LastToken(jnp.zeros((batch, dims.model), dims.policy.compute))
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> Output:
+        previous, last = token_shift(x, ctx, None if state is None else state.last)
+        k = params.key(blend(params.mix_k, x, previous))
+        r = params.receptance(blend(params.mix_r, x, previous))
+        y = jax.nn.sigmoid(r) * params.value(jnp.square(jax.nn.relu(k)))
+        return Output(y, state and LastToken(last))
+
+
+@dataclass(frozen=True)
+class RWKV7ChannelMix:
+    """RWKV-7's channel mix: relu(k)^2 V without a gate, on token-shifted inputs.
+
+    Peng et al. 2025, equations 24 to 25. State: the last token.
+    """
+
+    hidden: int | None = None
+    """F; None: four times the width."""
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
+        hidden = self.hidden or 4 * dims.model
+        _, to_end = rwkv_depth(dims)
+        small = uniform(0.5 * dims.model**-0.5)
+        return nnx.Dict(
+            mix=vector(1 - token_mix(dims, to_end**4)),
+            key=linear(dims, dims.model, hidden, ("embed", "mlp"), rngs, small),
+            value=linear(dims, hidden, dims.model, ("mlp", "embed"), rngs, zeros),
+        )
+
+    def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
+        return LastToken(jnp.zeros((batch, dims.model), dims.policy.compute))
+
+    def __call__(
+        self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
+    ) -> Output:
+        previous, last = token_shift(x, ctx, None if state is None else state.last)
+        k = params.key(x + (previous - x) * params.mix[...].astype(x.dtype))
+        return Output(params.value(jnp.square(jax.nn.relu(k))), state and LastToken(last))
+
+
+CHANNELS: dict[str, type] = {c.__name__: c for c in (SwiGLU, MLP, RWKVChannelMix, RWKV7ChannelMix)}

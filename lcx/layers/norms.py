@@ -1,0 +1,74 @@
+"""Norms: with parameters, as parts of a model; and without, as functions."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lcx.types import Dims
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    """x / rms(x) * scale, statistics in fp32 (Zhang and Sennrich 2019)."""
+
+    eps: float = 1e-6
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> nnx.Module:
+        return nnx.RMSNorm(
+            dims.model,
+            epsilon=self.eps,
+            dtype=jnp.dtype(dims.policy.compute),
+            param_dtype=jnp.dtype(dims.policy.params),
+            scale_metadata={"kind": "vector"},
+            rngs=rngs,
+        )
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """(x - mean) / std * scale + bias, statistics in fp32 (Ba et al. 2016). RWKV's norm."""
+
+    eps: float = 1e-5
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> nnx.Module:
+        return nnx.LayerNorm(
+            dims.model,
+            epsilon=self.eps,
+            dtype=jnp.dtype(dims.policy.compute),
+            param_dtype=jnp.dtype(dims.policy.params),
+            use_fast_variance=False,
+            scale_metadata={"kind": "vector"},
+            bias_metadata={"kind": "vector"},
+            rngs=rngs,
+        )
+
+
+Norm = RMSNorm | LayerNorm
+
+
+def rms_normalise(x: Float[Array, "... V"], eps: float = 1e-6) -> Float[Array, "... V"]:
+    """x / rms(x) along the last axis, without parameters; statistics in fp32."""
+    square = jnp.square(x.astype(jnp.float32)).mean(axis=-1, keepdims=True)
+    return (x * jax.lax.rsqrt(square + eps)).astype(x.dtype)
+
+
+def l2_normalise(x: Float[Array, "... K"], eps: float = 1e-6) -> Float[Array, "... K"]:
+    """x / |x| along the last axis, |x|^2 in fp32 with eps added."""
+    square = jnp.square(x.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+    return (x * jax.lax.rsqrt(square + eps)).astype(x.dtype)
+
+
+def standardise(x: Float[Array, "... V"], eps: float) -> Float[Array, "... V"]:
+    """(x - mean) / std along the last axis, without parameters; statistics in fp32.
+
+    Over [B T H V] it is the group norm of RWKV, one group a head.
+    """
+    centred = x.astype(jnp.float32) - x.mean(axis=-1, keepdims=True, dtype=jnp.float32)
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
+
+
+NORMS: dict[str, type] = {c.__name__: c for c in (RMSNorm, LayerNorm)}

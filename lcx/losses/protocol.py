@@ -1,0 +1,46 @@
+"""What a loss is to the training loop."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float
+
+from lcx.logits import OverLogits
+from lcx.parallel.seqpar import Shards
+from lcx.types import Batch
+
+
+class LossSums(NamedTuple):
+    """Sums over a batch, or over a part of one; fp32. Those of parts add up."""
+
+    minimised: Float[Array, ""]
+    """What training minimises, once it is divided; differentiable."""
+    shown: Float[Array, ""]
+    """What the log and the validation show, divided alike."""
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """What training minimises: a sum over a batch, divided by a number known from the batch alone.
+
+    The loop adds up the sums of all parts of a batch, whatever it is cut into (`accumulate`, the
+    devices of a mesh), and divides them by `divisor` of the whole: so the loss is that of the whole
+    batch, however it is cut.
+    """
+
+    def divisor(self, batch: Batch) -> Float[Array, ""]:
+        """What the sums of this batch are divided by: the tokens that are scored, say."""
+        ...
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        batch: Batch,
+        over_logits: OverLogits,
+        shards: Shards | None = None,
+    ) -> LossSums:
+        """The sums over this batch, or over one device's piece of longer rows.
+
+        x: what the head reads. over_logits: (f, x, *per_token) -> f(logits, *per_token) of every
+        token, in pieces (`lcx.logits.over_logits`). Targets count where `batch.scored` says so.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Many devices: meshes, pieces of a sequence, processes."""

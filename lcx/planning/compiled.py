@@ -1,0 +1,125 @@
+"""A training step, compiled for devices that nobody has: its bytes, and what it sends.
+
+XLA lays the step out for the CPU devices of this process, however many it was given, and
+nothing is run: no array is made.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from lcx.experiment import Experiment
+from lcx.parallel.mesh import BATCH, make_mesh, shardings
+from lcx.parallel.xla import known_options
+from lcx.planning.hlo import Collectives, collectives
+from lcx.training.loop import TrainState, fresh_state, jit_step
+from lcx.types import Batch
+
+COMPILES = 4
+"""At most so many programs are compiled to find the longest context."""
+
+OPTIONS = {
+    # as accelerators do it: little memory before many threads
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    # soonest done with machine code that nobody runs; jax 0.12 has no older emitters
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+}
+
+
+class Measured(NamedTuple):
+    """One compiled step: bytes of one device."""
+
+    parameters: int
+    optimizer: int
+    arguments: int
+    """Parameters, optimizer, step and batch."""
+    memory: int
+    """Arguments, results that do not take their place, and temporaries, at the peak."""
+    sent: Collectives
+
+
+def measure(experiment: Experiment) -> Measured:
+    """Compile the training step of an experiment for this process's devices.
+
+    Raises ValueError where they are too few for its mesh.
+    """
+    # CPUs compute bf16 in fp32, in buffers and on the wire: fp16 has the size that is meant
+    policy = experiment.model.policy
+    half: Any = {name: "float16" for name, kind in asdict(policy).items() if kind == "bfloat16"}
+    model = replace(experiment.model, policy=replace(policy, **half))
+    compiled, state, _ = compile_step(replace(experiment, model=model))
+    of = compiled.memory_analysis()
+    results = of.output_size_in_bytes - of.alias_size_in_bytes
+    return Measured(
+        parameters=_device_bytes(state.params),
+        optimizer=_device_bytes(state.optimizer),
+        arguments=of.argument_size_in_bytes,
+        memory=of.argument_size_in_bytes + results + of.temp_size_in_bytes,
+        sent=collectives(compiled.as_text(), experiment.mesh.devices),
+    )
+
+
+def compile_step(experiment: Experiment) -> tuple[Any, TrainState, Batch]:
+    """The compiled step, and the shapes and shardings of the state and the batch it takes."""
+    settings, mesh = experiment.train, make_mesh(experiment.mesh)
+    optimizer = settings.optimizer.transform(settings.steps)
+
+    def laid(array, where) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    abstract = jax.eval_shape(partial(fresh_state, experiment, optimizer), key)
+    where = shardings(abstract, mesh)
+    state = jax.tree.map(laid, abstract, where)
+    tokens = jax.ShapeDtypeStruct((settings.batch, settings.length), jnp.int32)
+    names = ("tokens", "targets", "positions", "segments")
+    rows: Any = laid(tokens, NamedSharding(mesh, BATCH))
+    batch = Batch(**dict.fromkeys(names, rows))
+    with jax.set_mesh(mesh):
+        step = jit_step(experiment, optimizer, where, mesh)
+        options: Any = known_options(OPTIONS)
+        return step.lower(state, batch).compile(compiler_options=options), state, batch
+
+
+def _device_bytes(tree: Any) -> int:
+    """Of the piece of each array that one device has."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+class Fit(NamedTuple):
+    """Memory against the length, from compiled steps."""
+
+    slope: float
+    """Bytes a token of T, by the two longest."""
+    longest: int
+    """Tokens."""
+
+
+def fit(length: int, unit: int, room: float, memory: Callable[[int], int]) -> Fit:
+    """The longest multiple of `unit` whose step takes at most `room` bytes, and was compiled.
+
+    A line through the two longest points says which length to try next: at short lengths the
+    optimizer's peak hides what activations take.
+    """
+    points = {n: memory(n) for n in (length, 4 * length)}
+    while True:
+        (n, low), (m, high) = sorted(points.items())[-2:]
+        slope = max((high - low) / (m - n), 0.0)
+        fitting = max((n for n, taken in points.items() if taken <= room), default=0)
+        if len(points) == COMPILES or (fitting and points[fitting] > 0.95 * room):
+            return Fit(slope, fitting)
+        aim = m + (room - high) / slope if slope else math.inf
+        aim = int(min(0.97 * aim, 64 * m)) // unit * unit
+        if aim < unit or aim in points:
+            return Fit(slope, fitting)
+        points[aim] = memory(aim)

@@ -1,0 +1,208 @@
+"""`lcx plan`: what a training step would take on devices that are not here.
+
+XLA compiles the step for as many CPU devices as are asked about (`lcx.planning.compiled`), and
+tells the bytes of each and what it sends to others; operations are counted by formula (`lcx.cost`).
+The number of devices is fixed when JAX starts, so that each variant is planned in a process of its
+own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import jax.numpy as jnp
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lcx.cost import state_bytes, training_flops
+from lcx.experiment import Experiment, check_cuts, choose, load
+from lcx.model import count_parameters
+from lcx.planning.chips import CHIPS, chip_named
+from lcx.planning.compiled import Measured, fit, measure
+from lcx.wording import short_bytes, short_length, short_number
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one step takes, of each device; bytes, unless it says otherwise."""
+
+    variant: str
+    chip: str
+    devices: int
+    length: int
+    """T, tokens a row."""
+    batch: int
+    """Rows a step."""
+    parameters: int
+    optimizer: int
+    activations: int
+    """What grows with the length, at this length."""
+    other: int
+    """The rest: gradients, copies of weights in other dtypes."""
+    memory: int
+    """All together, at the peak."""
+    decoding_state: int
+    """Of one text of T tokens, whole."""
+    flops: float | None
+    """With those of the forward pass that remat repeats; None where a mixer does not tell."""
+    traffic: int
+    """Bytes from and to HBM, at least."""
+    sent: dict[str, float]
+    """By the kind of collective."""
+    unknown: int
+    """Collectives that may be sent more often than is counted (`lcx.planning.hlo`)."""
+    seconds: dict[str, float | None]
+    """The shortest time of each term at the chip's rates: compute, memory, interconnect."""
+    bottleneck: str
+    """The longest of these."""
+    longest: int
+    """The longest T that was compiled and fits the chip; 0: none."""
+
+
+def plan(name: str, experiment: Experiment, chip_name: str) -> Plan:
+    """Plan a variant on the devices of its mesh. Raises ValueError as `measure` does."""
+    chip, model, settings = chip_named(chip_name), experiment.model, experiment.train
+    devices, remat = experiment.mesh.devices, model.remat
+    steps: dict[int, Measured] = {}
+
+    def memory(length: int) -> int:
+        longer = replace(settings, length=length, positions=None)
+        steps[length] = measure(replace(experiment, train=longer))
+        return steps[length].memory
+
+    fitted = fit(settings.length, 2 * experiment.mesh.seq, chip.memory, memory)
+    here = steps[settings.length]
+    fixed = here.parameters + here.optimizer
+    activations = min(round(fitted.slope * settings.length), here.memory - fixed)
+
+    flops = training_flops(model, settings.length)
+    if flops is not None:
+        lookup = 0 if model.tied else model.vocab * model.width
+        products = 2 * (count_parameters(model) - lookup)
+        again = {"none": 0.0, "block": flops / 3, "dots": flops / 3 - products}
+        flops = (flops + again[remat]) * settings.batch * settings.length / devices
+    # Every buffer is filled once and read once; and each pass reads the weights that it needs.
+    passes = 2 if remat == "none" else 3
+    itemsize = jnp.dtype(model.policy.compute).itemsize
+    weights = passes * itemsize * count_parameters(model) // experiment.mesh.model
+    traffic = 2 * here.memory + weights
+    seconds = {
+        "compute": None if flops is None else flops / chip.flops,
+        "memory": traffic / chip.bandwidth,
+        "interconnect": sum(here.sent.wire.values()) / chip.wire(devices),
+    }
+    return Plan(
+        variant=name,
+        chip=next(known for known, one in CHIPS.items() if one is chip),
+        devices=devices,
+        length=settings.length,
+        batch=settings.batch,
+        parameters=here.parameters,
+        optimizer=here.optimizer,
+        activations=activations,
+        other=here.memory - fixed - activations,
+        memory=here.memory,
+        decoding_state=state_bytes(model, settings.length),
+        flops=flops,
+        traffic=traffic,
+        sent=here.sent.wire,
+        unknown=here.sent.unknown,
+        seconds=seconds,
+        bottleneck=max(seconds, key=lambda term: seconds[term] or 0.0),
+        longest=fitted.longest,
+    )
+
+
+def check_devices(experiment: Experiment, devices: int) -> None:
+    """Raise ValueError where the mesh is not one of so many devices, or does not fit the model."""
+    mesh = experiment.mesh
+    mesh.check(devices)
+    if mesh.devices < devices:
+        data = mesh.data_for(devices)
+        fix = "" if data is None else f"--set mesh.data={data} or "
+        raise ValueError(
+            f"the mesh takes {mesh.devices} of {devices} devices; "
+            f"{fix}--devices {mesh.devices} would do"
+        )
+    check_cuts(experiment)
+
+
+def elsewhere(argv: list[str], devices: int) -> Plan:
+    """Plan one variant in a process whose JAX has so many devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    command = [sys.executable, "-m", "lcx.planning.plan", *argv]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{argv[1]}: {done.stderr.strip().splitlines()[-1]}")
+    return Plan(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def main(file: str, name: str, chip: str, *assignments: str) -> None:
+    """The other process: the plan of one variant as a line of JSON."""
+    experiments, _ = choose(load(Path(file)).experiments, name, assignments)
+    print(json.dumps(asdict(plan(name, experiments[name], chip))))
+
+
+NOTES = (
+    "Of each device, as XLA's compiler for CPUs lays it out: an estimate of what another compiler "
+    "would make of the same program. Bytes are in powers of 1024; a row fits if it takes no more "
+    "than the chip's whole memory. FLOPs follow the mixers' formulas, with the forward pass that "
+    "remat repeats. Traffic counts each buffer once in and once out, and the weights once a pass: "
+    "the least there can be. Seconds are at the chip's published rates, each term by itself; the "
+    "longest is the bottleneck."
+)
+
+
+def print_plans(plans: list[Plan], console: Console) -> None:
+    """A column for each variant, for a terminal."""
+    chip = plans[0].chip
+    rates = CHIPS[chip]
+    ridge = rates.flops / rates.bandwidth
+    kinds = sorted({kind for made in plans for kind in made.sent})
+    rows: dict[str, Callable[[Plan], str]] = {
+        "tokens a row": lambda p: short_length(p.length),
+        "rows a step": lambda p: str(p.batch),
+        "parameters": lambda p: short_bytes(p.parameters),
+        "optimizer": lambda p: short_bytes(p.optimizer),
+        "activations": lambda p: short_bytes(p.activations),
+        "gradients and copies": lambda p: short_bytes(p.other),
+        f"memory, of {short_bytes(rates.memory)}": lambda p: short_bytes(p.memory),
+        "longest row that fits": lambda p: f"{p.longest:,}" if p.longest else "none",
+        "state of decoding a row": lambda p: short_bytes(p.decoding_state),
+        "TFLOP": lambda p: "–" if p.flops is None else short_number(p.flops / 1e12),
+        "traffic to memory": lambda p: short_bytes(p.traffic),
+        f"FLOP per byte, at most ({chip}: {ridge:.0f})": lambda p: (
+            "–" if p.flops is None else short_number(p.flops / p.traffic)
+        ),
+        **{f"sent: {kind}": lambda p, k=kind: short_bytes(p.sent.get(k, 0)) for kind in kinds},
+        **{
+            f"{term}, seconds": lambda p, t=term: short_number(p.seconds[t])
+            for term in plans[0].seconds
+        },
+        "bottleneck": lambda p: p.bottleneck,
+    }
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(f"{plans[0].devices} x {chip}", no_wrap=True)
+    for made in plans:
+        table.add_column(made.variant, justify="right", overflow="fold")
+    for label, show in rows.items():
+        table.add_row(label, *(show(made) for made in plans))
+    console.print(table)
+    console.print(NOTES, style="dim", highlight=False)
+    for made in plans:
+        if made.unknown:
+            console.print(
+                f"{made.variant}: {made.unknown} collectives stand in loops of unknown length, "
+                "and are counted once",
+                highlight=False,
+            )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,22 @@
+"""How quality against context length is measured: one file each, one line each in the table."""
+
+from lcx.protocols.base import CONTEXTS, EvaluationProtocol, Excerpt, Score, Text
+from lcx.protocols.by_position import ByPosition
+from lcx.protocols.recall import Recall
+from lcx.protocols.same_targets import SameTargets
+from lcx.protocols.sliding import Sliding
+
+PROTOCOLS: dict[str, type] = {c.__name__: c for c in (SameTargets, Sliding, ByPosition, Recall)}
+
+__all__ = [
+    "CONTEXTS",
+    "PROTOCOLS",
+    "ByPosition",
+    "EvaluationProtocol",
+    "Excerpt",
+    "Recall",
+    "SameTargets",
+    "Score",
+    "Sliding",
+    "Text",
+]

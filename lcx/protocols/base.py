@@ -1,0 +1,149 @@
+"""How perplexity against context length is measured: which tokens a model sees, which it predicts.
+
+A protocol cuts a document into windows. Every window begins with BOS, as
+documents do in training, and counts its positions from 0. A context of c tokens is what the last
+scored token of a window is predicted from, BOS among them: no scored token sees more. So a
+model that was trained on rows of c tokens has been trained for a context of c.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from lcx.protocols.measures import ACCURACY, BITS, PERPLEXITY, Measure, token_scores
+
+CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+Ids = Int[np.ndarray, "_"]
+
+
+class Text(NamedTuple):
+    """A document to measure on."""
+
+    name: str
+    ids: Ids
+    """Its tokens, without BOS."""
+    starts: Ids
+    """The byte at which each token begins."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """Bytes [first, last) that are to be scored, for `SameTargets`."""
+
+    @property
+    def parts(self) -> int:
+        """How many stretches of it are scored: its spans, or the whole as one."""
+        return len(self.spans) or 1
+
+
+class Score(NamedTuple):
+    """The tokens [first, last) of a window, predicted at this context length."""
+
+    context: int
+    first: int
+    last: int
+
+
+class Excerpt(NamedTuple):
+    """A text for the model to read from its start, and the parts of it that are scored."""
+
+    tokens: Ids
+    scores: tuple[Score, ...]
+
+
+@runtime_checkable
+class EvaluationProtocol(Protocol):
+    """Turns documents into excerpts, and says what is measured on them.
+
+    Protocols derive from this class. What are settings of theirs are fields with defaults.
+    """
+
+    @property
+    def contexts(self) -> tuple[int, ...]: ...
+
+    @property
+    def split(self) -> Literal["validation", "test"]: ...
+
+    @property
+    def documents(self) -> int | None:
+        """At most this many, chosen at random; None: all that are long enough."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of every choice at random."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Tokens a document must have."""
+        ...
+
+    @property
+    def words(self) -> str:
+        """What it does, for the reader of a report's page."""
+        ...
+
+    def excerpts(self, text: Text, bos: int) -> Iterator[Excerpt]:
+        """The excerpts of one document of at least `length` tokens."""
+        ...
+
+    # What follows is so for most protocols, which derive from this class; others have their own.
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What is measured. A report is about the first; where the tokenizers of its variants
+        differ, about the first per byte."""
+        return PERPLEXITY, BITS, ACCURACY
+
+    def scores(
+        self, logits: Float[Array, "*n vocab"], targets: Int[Array, "*n"]
+    ) -> dict[str, Float[Array, "*n"]]:
+        """What is made of each target, by name; `measures` average over these."""
+        of = token_scores(logits, targets)
+        return {"nll": of.nll, "hits": of.hit.astype(jnp.float32)}
+
+    @property
+    def same_targets(self) -> bool:
+        """Whether the targets are the same at every context length, which can then be compared."""
+        return False
+
+    @property
+    def unit(self) -> Literal["tokens", "bytes"]:
+        """What context lengths count."""
+        return "tokens"
+
+    @property
+    def reads(self) -> Literal["text", "pairs"]:
+        """What its documents hold: text, or pairs of a key and a value (`lcx.data.MQAR`)."""
+        return "text"
+
+
+def check_contexts(name: str, contexts: tuple[int, ...], documents: int | None) -> None:
+    """Raise ValueError for contexts or a number of documents that mean nothing."""
+    if not contexts or any(c < 1 for c in contexts) or list(contexts) != sorted(set(contexts)):
+        raise ValueError(f"{name}: contexts must be positive and increasing, not {contexts}")
+    if documents is not None and documents < 1:
+        raise ValueError(f"{name}: documents must be at least 1, not {documents}")
+
+
+def with_bos(bos: int, ids: Ids) -> Ids:
+    """BOS, then the tokens."""
+    return np.concatenate([np.array([bos], np.int32), ids])
+
+
+def check_measures(protocol: EvaluationProtocol) -> None:
+    """Raise ValueError for a measure that averages what the protocol's `scores` do not give."""
+    logits, target = (
+        jax.ShapeDtypeStruct((1, 2), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
+    given = jax.eval_shape(protocol.scores, logits, target)
+    for measure in protocol.measures:
+        if measure.sums not in given:
+            raise ValueError(
+                f"{type(protocol).__name__}: {measure.name} averages {measure.sums!r}, but "
+                f"`scores` gives {', '.join(map(repr, given))}"
+            )

@@ -1,0 +1,140 @@
+"""The report as one HTML page that opens offline and asks nothing of the network.
+
+Pictures are inlined, once for each of light and dark, wide and narrow screens; the reader's browser
+chooses.
+"""
+
+import base64
+import html
+import inspect
+from collections.abc import Callable
+from importlib import resources
+from string import Template
+from typing import Any
+
+from lcx.report.look import DARK, LIGHT, Look, darkened
+from lcx.report.pictures import Picture
+from lcx.report.sentences import (
+    bands_in_words,
+    comparisons_in_words,
+    finding,
+    gains_in_words,
+    shape_in_words,
+    ties_in_words,
+    trained_in_words,
+    weights_in_words,
+)
+from lcx.report.summary import Report, measure_in, measure_per_byte
+from lcx.report.tables import (
+    byte_table,
+    cost_table,
+    difference_table,
+    gain_table,
+    measure_table,
+    state_table,
+    variant_table,
+)
+
+Telling = Callable[[Report], str]
+
+
+def render_page(title: str, question: str, report: Report, pictures: dict[str, Picture]) -> str:
+    """The page of a report; `pictures` by name, the one of its measure first."""
+    template = Template(resources.files("lcx.report").joinpath("report.html").read_text("utf-8"))
+    measure = measure_in(report)
+    drawn = {name: _picture(picture) for name, picture in pictures.items()}
+    first, *_ = drawn.values()
+
+    def section(name: str, title: str, words: Telling, table: Telling) -> str:
+        """A picture, what is said of it and its numbers, if the report has that picture."""
+        if name not in drawn:
+            return ""
+        return (
+            f"<h2>{title}</h2>\n<figure>\n{drawn[name]}\n"
+            f"<figcaption>{html.escape(words(report))}</figcaption>\n</figure>\n{table(report)}"
+        )
+
+    bits = ""
+    if measure.per != "bytes" and (per_byte := measure_per_byte(report)):
+        said = f"The same points in {per_byte.name} of text, which do not depend on the tokenizer."
+        table = byte_table(report, per_byte)
+        bits = f'<h2>{per_byte.name.capitalize()}</h2>\n<p class="note">{said}</p>\n{table}'
+    return template.substitute(
+        title=html.escape(title),
+        question=_prose(question),
+        light=_swatches(LIGHT),
+        dark=_swatches(DARK),
+        Measure=measure.name.capitalize(),
+        better="Lower" if measure.best is min else "Higher",
+        measure_picture=first,
+        finding=html.escape(finding(report)),
+        shape=html.escape(shape_in_words(report)),
+        bands=html.escape(bands_in_words(report)),
+        trained=html.escape(trained_in_words(report)),
+        ties=html.escape(ties_in_words(report)),
+        measure_table=measure_table(report),
+        gains=section("gain_vs_context", "What reading on gains", gains_in_words, gain_table),
+        differences=section(
+            "difference_vs_context",
+            "Variant against variant",
+            comparisons_in_words,
+            difference_table,
+        ),
+        bits=bits,
+        variant_table=variant_table(report),
+        quality_picture=drawn["quality_vs_cost"],
+        cost_table=cost_table(report),
+        state_picture=drawn["state_vs_context"],
+        state_table=state_table(report),
+        training_picture=drawn["training_loss"],
+        protocol_words=html.escape(report["about"]["words"]),
+        weights=html.escape(weights_in_words(report)),
+        protocol=_facts(report["protocol"]),
+        data=_facts(report["data"]),
+        environment=_facts(report["environment"]),
+    )
+
+
+def _prose(text: str) -> str:
+    """Paragraphs of a docstring; indented ones, such as a command line, as they stand."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n".join(
+        f"<pre>{html.escape(inspect.cleandoc(p))}</pre>" if p.startswith(" ")
+        else f"<p>{html.escape(p)}</p>"
+        for p in paragraphs
+        if p.strip()
+    )  # fmt: skip
+
+
+def _swatches(look: Look) -> str:
+    return " ".join(f"--c{i}: {c};" for i, c in enumerate(look.colours))
+
+
+def _picture(picture: Picture) -> str:
+    wide, narrow = picture.svg.decode(), picture.draw_as("svg", narrow=True).decode()
+
+    def uri(svg: str) -> str:
+        return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+
+    dark, small = "(prefers-color-scheme: dark)", "(max-width: 640px)"
+    return (
+        f'<picture><source media="{dark} and {small}" srcset="{uri(darkened(narrow))}">'
+        f'<source media="{dark}" srcset="{uri(darkened(wide))}">'
+        f'<source media="{small}" srcset="{uri(narrow)}">'
+        f'<img alt="{html.escape(picture.alt)}" src="{uri(wide)}"></picture>'
+    )
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    def text(value: Any) -> str:
+        if isinstance(value, dict):
+            return "\n".join(f"{key}: {text(item)}" for key, item in value.items())
+        if isinstance(value, list | tuple):
+            return ", ".join(map(text, value))
+        return str(value)
+
+    rows = (
+        f"<dt>{html.escape(str(key))}</dt><dd>{html.escape(text(value))}</dd>"
+        for key, value in facts.items()
+    )
+    return f"<dl>{''.join(rows)}</dl>"

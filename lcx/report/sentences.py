@@ -1,0 +1,156 @@
+"""What a report's page says of its numbers: only what these allow."""
+
+from lcx.report.summary import Report, context_lengths, context_unit, measure_in
+from lcx.report.tables import interval
+from lcx.wording import listed, plural, short_number
+
+
+def finding(report: Report) -> str:
+    """The first sentence: who is best at the longest context, if that can be said of anyone."""
+    at, measure = report["best"][-1], measure_in(report)
+    where = f"At {at['context']:,} {context_unit(report)} of context"
+    name, most = at["best"], "lowest" if measure.best is min else "highest"
+    if name is None:
+        return f"{where} no variant has a finite {measure.name}."
+    points = report["variants"][name]["contexts"]
+    point = next(p for p in points if p["context"] == at["context"])
+    between = interval(point[measure.interval])
+    value = short_number(point[measure.key]) + (f" (95% interval {between})" if between else "")
+    if at["finite"] == [name]:
+        return f"{where} {name} has a {measure.name} of {value}."
+    if not at["known"]:
+        return (
+            f"{where} {name} has the {most} {measure.name} of these runs, {value}. Whether another "
+            "training would order the variants so is not known: not all were trained several times."
+        )
+    if not at["bold"]:
+        return (
+            f"{where} no variant is told apart from {name}, whose {measure.name} is the {most}: "
+            f"{value}."
+        )
+    others = [n for n in at["bold"] if n != name]
+    tie = f"; {listed(others)} cannot be told apart from it" if others else ""
+    return f"{where} {name} has the {most} {measure.name}: {value}{tie}."
+
+
+def shape_in_words(report: Report) -> str:
+    """How much was scored: documents, spans, tokens, seeds."""
+    variants = report["variants"].values()
+    points = [p for v in variants for p in v["contexts"]]
+    tokens = _range([p["tokens"] for p in points], "token")
+    spans = _range([p["spans"] for p in points], "span")
+    documents = _range([p["documents"] for p in points], "document")
+    seeds = _range([v["seeds"] for v in variants], "seed")
+    return f"Scored at each context: {tokens} in {spans} of {documents}; {seeds} a variant."
+
+
+def bands_in_words(report: Report) -> str:
+    """What the intervals are over, and what they leave out."""
+    several = [v["seeds"] > 1 for v in report["variants"].values() if v["trainings"]]
+    over = "Bands are 95% intervals over documents"
+    if not several:
+        return f"{over}; published weights are taken as they are."
+    if all(several):
+        return f"{over} and seeds together."
+    left_out = "what another training would change is not included"
+    if any(several):
+        return f"{over}, and over seeds where a variant has several; elsewhere {left_out}."
+    return f"{over}: {left_out}, since each variant was trained once."
+
+
+def trained_in_words(report: Report) -> str:
+    """Which points count as longer than trained."""
+    said = (
+        "Full markers: no target was predicted from more tokens than the variant was trained on; "
+        "hollow ones: some were."
+    )
+    spread = any(v["setup"]["positions"] for v in report["variants"].values())
+    rows = " Where training spread positions out, the length of its rows counts all the same."
+    return said + rows * spread
+
+
+def ties_in_words(report: Report) -> str:
+    """What bold means in the table of the measure."""
+    if any(at["bold"] for at in report["best"]):
+        return (
+            "Bold: the best of a column, and all that are not told apart from it; where nothing is "
+            "bold, nothing is told apart from the best, or some variants were trained only once."
+        )
+    if len(report["variants"]) == 1:
+        return ""
+    if all(at["known"] for at in report["best"]):
+        return "Nothing is bold: no variant is told apart from the best of its column."
+    return (
+        "Nothing is bold: variants that were trained apart, once each, cannot be ranked, since "
+        "another seed might change their order (--seeds 3)."
+    )
+
+
+def gains_in_words(report: Report) -> str:
+    """What the picture and the table of gains show."""
+    shortest = context_lengths(report)[0]
+    side = "Below" if measure_in(report).best is min else "Above"
+    return (
+        f"{_compared(report)} the same variant's at {shortest:,} {context_unit(report)}, over the "
+        f"same targets: what it gains by reading on. {side} the line, context helps. "
+        "Where a variant was trained once, this is said of these weights. "
+        f"{_marks(report)}"
+    )
+
+
+def comparisons_in_words(report: Report) -> str:
+    """What the picture and the table of differences show, and which of them are marked."""
+    compared = [x for points in report["differences"]["variants"].values() for x in points]
+    known = [x["training_chance"] for x in compared]
+    above = any(v["gains"] for v in report["variants"].values())
+    marks = "Marks as above." if above else _marks(report)
+    said = (
+        f"{_compared(report)} that of {report['differences']['against']}. Documents are paired, so "
+        "this can tell apart two curves whose own bands overlap; seeds are paired where one "
+        "variant starts from the other, or both from the same third. "
+    )
+    if all(known):
+        return said + marks
+    once = (
+        "Variants that were trained apart, once each, have intervals over documents alone: what "
+        "another training would change is not included, and no difference between them is marked. "
+    )
+    return said + once + (marks if any(known) else "")
+
+
+def weights_in_words(report: Report) -> str:
+    """What a document weighs in a mean."""
+    measure = measure_in(report)
+    low, high = report["document_weights"]
+    each = f"all documents weigh the same, {plural(low, measure.per[:-1])} each"
+    if low < high:
+        each = f"a document weighs by what is scored of it, {low:,} to {high:,} {measure.per} here"
+    seeds = " Of several seeds, the mean is taken before the exponential." * (
+        measure.compared == "ratio" and any(v["seeds"] > 1 for v in report["variants"].values())
+    )
+    return (
+        f"{measure.formula}; {each}.{seeds} Intervals are Student's t over documents and over "
+        "seeds: the two variances are added, each with its own quantile."
+    )
+
+
+def _marks(report: Report) -> str:
+    family = report["family"]
+    return (
+        "▼ and ▲ mark what is lower or higher than equal. Holm's method holds the chance that any "
+        f"mark of this page is wrong at {family['level']:.0%}, over "
+        f"{plural(family['comparisons'], 'comparison')}: all pairs of variants that can be "
+        "compared, at each context, and each variant's contexts against its shortest. The "
+        "intervals are 95% each, and not widened for their number."
+    )
+
+
+def _compared(report: Report) -> str:
+    measure = measure_in(report)
+    how = "divided by" if measure.compared == "ratio" else "less"
+    return f"{measure.name.capitalize()} {how}"
+
+
+def _range(counts: list[int], noun: str) -> str:
+    low, high = min(counts), max(counts)
+    return plural(low, noun) if low == high else f"{low:,} to {plural(high, noun)}"

@@ -1,0 +1,101 @@
+"""Reading texts of any length in pieces, several side by side, with a model's state.
+
+Memory grows with the state, never with the square of a text. One compilation of each of two
+functions serves all long texts; shorter ones are read in one piece of a quarter or a sixteenth of
+`PIECE`, each of which takes a compilation more.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from lcx.model import LM
+from lcx.parallel.mesh import BATCH, Mesh, make_mesh, place
+from lcx.parallel.mesh import ROWS as ROWS_OF_MESH
+from lcx.parallel.seqpar import REPLICATED, SHARDED, sharded
+from lcx.types import Batch, Params, State, tree_bytes
+
+PIECE = 512
+"""Tokens read at a time, of a text that has as many."""
+ROWS = 8
+"""At most this many texts of PIECE tokens side by side; as many more as they are shorter."""
+STATE_BYTES = 2**28
+"""Fewer texts at a time where their states would take more than this (256 MB)."""
+
+
+class Streamer:
+    """A model and its parameters on a mesh. To be used while `streamer.mesh` is set."""
+
+    def __init__(self, model: LM, params: Params, cut: Mesh):
+        self._model, self._params, self._cut = model, params, cut
+        self.mesh = make_mesh(cut)
+        self.whole = NamedSharding(self.mesh, REPLICATED)
+        """Where an array lies that every device has whole."""
+        self.tokens = NamedSharding(self.mesh, BATCH)
+        """Where a piece [B, t] lies."""
+        shards = cut.shards
+
+        def start(lengths: Int[Array, " B"], capacity: int) -> State:
+            return model.init_state(len(lengths), capacity, lengths)
+
+        def advance(params: Params, piece: Batch, state: State):
+            out = model.hidden(params, piece, state, shards)
+            return out.x, out.state
+
+        # every shard of a sequence keeps the state whole; its rows lie where the tokens' do
+        rows = NamedSharding(self.mesh, PartitionSpec(ROWS_OF_MESH))
+        self._start: Callable = jax.jit(start, static_argnums=1, out_shardings=rows)
+        self._advance: Callable = jax.jit(
+            sharded(advance, shards, (REPLICATED, SHARDED, REPLICATED), (SHARDED, REPLICATED)),
+            donate_argnums=2,
+            out_shardings=(self.tokens, rows),
+        )
+
+    def piece(self, tokens: int) -> int:
+        """In pieces of how many tokens so many are read: a multiple of the shards."""
+        sizes = (PIECE // 16, PIECE // 4, PIECE)
+        size = next((size for size in sizes if size >= tokens), PIECE)
+        return -(-size // self._cut.seq) * self._cut.seq
+
+    def rows(self, piece: int, capacity: int) -> int:
+        """How many texts are read side by side."""
+        one = jax.eval_shape(partial(self._model.init_state, 1, capacity))
+        room = STATE_BYTES // max(tree_bytes(one), 1)
+        rows = int(np.clip(room, 1, ROWS * PIECE // piece))
+        return -(-rows // self._cut.rows) * self._cut.rows
+
+    def start(self, lengths: Int[np.ndarray, " B"], capacity: int) -> State:
+        """The state before texts that will have become `lengths` long, of at most `capacity`."""
+        return self._start(place(lengths, self.whole), capacity)
+
+    def advance(
+        self, tokens: Int[np.ndarray, "B t"], positions: Int[np.ndarray, "B t"], state: State
+    ) -> tuple[Float[Array, "B t D"], State]:
+        """What the head reads of a piece, and the state after it. The state given is used up."""
+        piece = Batch(place(tokens, self.tokens), place(positions, self.tokens))
+        return self._advance(self._params, piece, state)
+
+    def read(
+        self, texts: Sequence[Int[np.ndarray, "_"]], rows: int, piece: int, capacity: int
+    ) -> Iterator[Float[Array, "B t D"]]:
+        """What the head reads of each piece of texts side by side, one after the other.
+
+        Ragged texts, and rows without one, are padded at the end: padding reaches no token of a
+        text, but what is read of it means nothing.
+        """
+        lengths = np.ones(rows, np.int32)
+        lengths[: len(texts)] = [len(text) for text in texts]
+        pieces = -(-max(lengths) // piece)
+        tokens = np.zeros((rows, pieces * piece), np.int32)
+        for row, text in zip(tokens, texts, strict=False):
+            row[: len(text)] = text
+        state = self.start(lengths, capacity)
+        for first in range(0, pieces * piece, piece):
+            # padding stands where the last token does: at a position that there is
+            at = np.minimum(first + np.arange(piece, dtype=np.int32), lengths[:, None] - 1)
+            x, state = self.advance(tokens[:, first : first + piece], at, state)
+            yield x

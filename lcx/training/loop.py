@@ -1,0 +1,278 @@
+"""Training: one loop that reads from top to bottom."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Key
+from rich.console import Console
+
+from lcx.data import Texts
+from lcx.experiment import Experiment
+from lcx.logits import over_logits
+from lcx.losses import LossSums
+from lcx.parallel.mesh import BATCH, make_mesh, place, shardings
+from lcx.parallel.processes import Preempted, Preemption
+from lcx.parallel.seqpar import AXIS, REPLICATED, SHARDED, sharded
+from lcx.positions.training import FromZero, redraw
+from lcx.progress import progress
+from lcx.training.checkpoint import Checkpoints, CorruptCheckpointError
+from lcx.training.log import Log
+from lcx.training.runs import Run
+from lcx.types import Aux, Batch, Params
+
+VALIDATED = 2**15
+"""Tokens of the validation split that a loss is taken of."""
+
+
+class TrainState(NamedTuple):
+    """All that a step changes."""
+
+    params: Params
+    optimizer: optax.OptState
+    step: Int[Array, ""]
+
+
+def make_loss(experiment: Experiment) -> Callable[[Params, Batch], tuple[LossSums, Aux]]:
+    """(parameters, batch) -> the loss's sums, and what layers report, of all shards. Pure."""
+    model, settings, shards = experiment.model, experiment.train, experiment.mesh.shards
+    longest = settings.length if settings.positions is None else settings.positions.longest
+
+    def of_shard(params: Params, batch: Batch) -> tuple[LossSums, Aux]:
+        lengths = jnp.full(batch.tokens.shape, longest, jnp.int32)
+        out = model.hidden(params, batch._replace(lengths=lengths), shards=shards)
+        sums = settings.loss(out.x, batch, partial(over_logits, model, params), shards)
+        # one row a shard, which the sum is taken of out there
+        return jax.tree.map(lambda a: a[None], (sums, out.aux))
+
+    def sums(params: Params, batch: Batch) -> tuple[LossSums, Aux]:
+        each = sharded(of_shard, shards, (REPLICATED, SHARDED), PartitionSpec(AXIS))(params, batch)
+        return jax.tree.map(lambda a: a.sum(axis=0), each)
+
+    return sums
+
+
+def make_step(
+    experiment: Experiment, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+    """The training step: (state, batch) -> (state, metrics). Pure; jit it.
+
+    The batch is cut into `accumulate` equal parts, one after the other. Loss: that of the whole
+    batch, whatever part a token is in; what is random depends on the seed, the step and the token.
+    """
+    settings, sums_of = experiment.train, make_loss(experiment)
+    _, seed = jax.random.split(jax.random.key(settings.seed))  # parameters are made from the seed
+
+    def loss(params: Params, batch: Batch, divisor: Float[Array, ""], real: Float[Array, ""]):
+        sums, aux = sums_of(params, batch)
+        minimised = sums.minimised / divisor
+        if aux.penalty is not None:
+            minimised += aux.penalty / real
+        return minimised, (sums.shown / divisor, jax.tree.map(lambda a: a / real, aux.reports))
+
+    def step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(seed, state.step)
+        batch = batch._replace(keys=jax.random.split(key, batch.tokens.shape))
+        divisor, real = settings.loss.divisor(batch), batch.real.sum().astype(jnp.float32)
+
+        def gradient(part: Batch):
+            take = jax.value_and_grad(loss, has_aux=True)
+            (_, shown), gradients = take(state.params, part, divisor, real)
+            return shown, gradients
+
+        if settings.accumulate == 1:
+            (shown, reports), gradients = gradient(batch)
+        else:
+            parts = jax.tree.map(lambda a: a.reshape(settings.accumulate, -1, *a.shape[1:]), batch)
+            one = jax.eval_shape(gradient, jax.tree.map(lambda a: a[0], parts))
+            zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), one)
+
+            def add(total, part: Batch):
+                return jax.tree.map(jnp.add, total, gradient(part)), None
+
+            ((shown, reports), gradients), _ = jax.lax.scan(add, zero, parts)
+        updates, moments = optimizer.update(gradients, state.optimizer, state.params)
+        params: Any = optax.apply_updates(state.params, updates)  # optax forgets which tree it is
+        metrics = {
+            "loss": shown,
+            "tokens": batch.scored.sum().astype(jnp.float32),
+            "grad_norm": optax.tree.norm(gradients),
+            "reports": reports,
+        }
+        return TrainState(params, moments, state.step + 1), metrics
+
+    return step
+
+
+def make_validation(experiment: Experiment) -> Callable[[Params, Batch], Float[Array, ""]]:
+    """(parameters, N batches, stacked) -> the loss that is shown, of all together. Pure."""
+    sums_of, loss = make_loss(experiment), experiment.train.loss
+
+    def validation(params: Params, batches: Batch):
+        shown = jax.lax.map(lambda batch: sums_of(params, batch)[0].shown, batches)
+        return shown.sum() / jax.vmap(loss.divisor)(batches).sum()
+
+    return validation
+
+
+def fresh_state(
+    experiment: Experiment, optimizer: optax.GradientTransformation, key: Key[Array, ""]
+) -> TrainState:
+    """The state before the first step."""
+    params = experiment.model.init(key)
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def jit_step(
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
+    where: TrainState,
+    mesh: jax.sharding.Mesh,
+) -> Any:
+    """`make_step`, jitted: it takes the place of the state that it is given, which lies at `where`.
+
+    To be called, or lowered, while the mesh is set.
+    """
+    metrics = NamedSharding(mesh, PartitionSpec())
+    step = make_step(experiment, optimizer)
+    return jax.jit(step, donate_argnums=0, out_shardings=(where, metrics))
+
+
+def train(
+    experiment: Experiment,
+    run: Run,
+    corpus: Texts,
+    start: Params | None = None,
+    console: Console | None = None,
+    preemption: Preemption | None = None,
+) -> None:
+    """Train until `experiment.train.steps`, from the run's last checkpoint if it has one.
+
+    A run killed at any moment and started again ends with the same bits as one never killed.
+    `start`: parameters to begin from, in place of fresh ones. Raises NonFiniteLossError; and
+    Preempted, after a checkpoint, where `preemption` says that this process has to end.
+    """
+    console = console or Console()
+    settings = experiment.train
+    optimizer = settings.optimizer.transform(settings.steps)
+    mesh = make_mesh(experiment.mesh)
+    fresh = partial(fresh_state, experiment, optimizer)
+    key = jax.random.key(settings.seed)
+    where = shardings(jax.eval_shape(fresh, key), mesh)
+    cut = NamedSharding(mesh, BATCH)
+    with jax.set_mesh(mesh), Checkpoints(run.checkpoints, _warn(console)) as checkpoints:
+        state = jax.jit(fresh, out_shardings=where)(key)
+        if start is not None:
+            state = state._replace(params=jax.device_put(start, where.params))
+        if settings.steps == 0:
+            checkpoints.set_aside(after=-1)
+            checkpoints.save(0, state, None)
+            return
+        batches = iter(corpus.batches(settings.length, settings.batch, settings.seed))
+        done = 0
+        if restored := checkpoints.restore(state, batches):
+            done, state = restored
+            checkpoints.set_aside(after=done)
+            console.print(f"{run.name}: resuming at step {done} of {settings.steps}")
+        step = jit_step(experiment, optimizer, where, mesh)
+        validation = Validation(experiment, corpus, mesh) if settings.evaluate_every else None
+        log = Log(run, done, settings.optimizer.learning_rate(settings.steps))
+        with log, progress(console) as bar:
+            task = bar.add_task(run.name, total=settings.steps, completed=done, note="compiling")
+            last = None  # the metrics of the step before, read while this one runs
+            for number in range(done + 1, settings.steps + 1):
+                batch = positioned(experiment, next(batches), (settings.seed, number))
+                batch = Batch(**{name: place(array, cut) for name, array in batch.items()})
+                state, metrics = step(state, batch)
+                if last is not None:
+                    bar.update(task, completed=number - 1, note=log.write(number - 1, last))
+                last = metrics
+                if validation is not None and settings.evaluates(number):
+                    jax.block_until_ready(metrics)
+                    with log.pause():
+                        last = metrics | {"validation_loss": validation.loss(state.params)}
+                ending = preemption is not None and preemption.reached()
+                if ending or number % settings.checkpoint_every == 0 or number == settings.steps:
+                    bar.update(task, completed=number, note=log.write(number, last))
+                    last = None
+                    checkpoints.save(number, state, batches)
+                if ending and number < settings.steps:
+                    raise Preempted(f"{run.name}: asked to end; saved at step {number}")
+
+
+def positioned(
+    experiment: Experiment, batch: dict[str, Any], seed: tuple[int, ...]
+) -> dict[str, Any]:
+    """A batch with its positions drawn from the seed, where a training draws them."""
+    places = experiment.train.positions
+    if places is None and experiment.model.positions is not None:
+        places = FromZero(experiment.train.length)
+    if places is None:
+        return batch
+    placed = redraw(places, np.random.default_rng(seed), batch["positions"], batch["segments"])
+    return batch | {"positions": placed}
+
+
+class Validation:
+    """The loss on the validation split: of the same rows at each step, whatever the run's seed.
+
+    About `VALIDATED` tokens, or as many as the split has, in rows of the training's length, at
+    positions such as the training's.
+    """
+
+    def __init__(self, experiment: Experiment, corpus: Texts, mesh: jax.sharding.Mesh):
+        settings = experiment.train
+        there = corpus.tokens("validation")
+        wanted = VALIDATED if there is None else min(VALIDATED, there)
+        count = max(1, wanted // (settings.rows * settings.length))
+        stream = iter(corpus.batches(settings.length, settings.rows, 0, split="validation"))
+        rows = [positioned(experiment, next(stream), (0, i)) for i in range(count)]
+        where = NamedSharding(mesh, PartitionSpec(None, *BATCH))
+        stacked = {name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]}
+        self._rows = Batch(**{name: place(array, where) for name, array in stacked.items()})
+        self._loss: Callable = jax.jit(
+            make_validation(experiment), out_shardings=NamedSharding(mesh, PartitionSpec())
+        )
+
+    def loss(self, params: Params) -> float:
+        """The loss that is shown. To be called while the mesh is set."""
+        return float(self._loss(params, self._rows))
+
+
+def restore_params(experiment: Experiment, run: Run, console: Console | None = None) -> Params:
+    """The parameters of a finished run, on this experiment's mesh.
+
+    Raises FileNotFoundError where the run is not finished, CorruptCheckpointError where its last
+    checkpoint cannot be read.
+    """
+    steps = experiment.train.steps
+    if not finished(experiment, run):
+        raise FileNotFoundError(f"{run.name} is not trained in {run.folder.parent} (lcx train)")
+    mesh = make_mesh(experiment.mesh)
+    abstract = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    like = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+        abstract,
+        shardings(abstract, mesh),
+    )
+    with Checkpoints(run.checkpoints, _warn(console or Console())) as checkpoints:
+        found = checkpoints.restore({"params": like})
+    if found is None or found[0] != steps:
+        raise CorruptCheckpointError(
+            f"checkpoint {steps} in {run.checkpoints} cannot be read; lcx train makes it again"
+        )
+    return found[1]["params"]
+
+
+def finished(experiment: Experiment, run: Run) -> bool:
+    """Whether the run has the checkpoint of its last step."""
+    return (run.checkpoints / str(experiment.train.steps)).is_dir()
+
+
+def _warn(console: Console) -> Callable[[str], None]:
+    return lambda message: console.print(f"[yellow]warning:[/] {message}", highlight=False)

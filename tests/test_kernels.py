@@ -1,0 +1,35 @@
+"""Which form of each operation runs is chosen in one place."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lcx.block import Block
+from lcx.kernels import Kernels, chosen
+from lcx.mixers import Mamba2
+from lcx.model import LM
+from lcx.types import Batch, Policy
+
+
+def test_the_fastest_form_depends_on_the_platform(monkeypatch):
+    assert chosen("delta_rule", Kernels()) == "xla"
+    assert chosen("lru", Kernels()) == "reference"  # the tests run on a CPU
+    assert chosen("lru", Kernels("xla")) == "xla"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert chosen("lru", Kernels()) == "xla"
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match="kernels 'pallas': there are 'reference' and 'xla'"):
+        Kernels("pallas")
+
+
+def test_a_model_s_policy_reaches_its_layers():
+    def program(policy: Policy) -> str:
+        block = Block(Mamba2(state=8, head_width=8))
+        model = LM(vocab=11, width=16, pattern=(block,), repeats=1, policy=policy)
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        return str(jax.make_jaxpr(model)(params, Batch(jnp.zeros((1, 70), jnp.int32))))
+
+    plain, fast, default = (program(Policy(kernels=k)) for k in ("reference", "xla", None))
+    assert default == fast != plain
