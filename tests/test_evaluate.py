@@ -198,5 +198,5 @@ def test_a_measure_of_what_is_not_scored_is_refused_before_any_work():
             return (replace(PERPLEXITY, name="surprise", sums="bits"),)
 
     check_measures(SameTargets())
-    with pytest.raises(ValueError, match="surprise averages 'bits', but `scores` gives 'hits', 'nll'"):
+    with pytest.raises(ValueError, match="averages 'bits', but `scores` gives 'hits', 'nll'"):
         check_measures(Own())

@@ -4,6 +4,7 @@ import ast
 import inspect
 from dataclasses import MISSING, Field, fields, is_dataclass
 from itertools import pairwise
+from textwrap import dedent
 from typing import Any
 
 from lcx import spec
@@ -49,7 +50,7 @@ def _field_words(cls: type) -> dict[str, str]:
     """The string after each field, which Python itself does not keep; inherited fields first."""
     found = {}
     for base in reversed([b for b in cls.__mro__ if is_dataclass(b)]):
-        (body,) = ast.parse(inspect.cleandoc(inspect.getsource(base))).body
+        (body,) = ast.parse(dedent(inspect.getsource(base))).body
         for field, after in pairwise(getattr(body, "body", ())):
             if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
                 words = getattr(after.value, "value", None)
