@@ -125,6 +125,11 @@ class Experiment:
 
 Experiments = dict[str, Experiment]
 
+PARTS: dict[str, type] = {
+    c.__name__: c for c in (Experiment, Train, LM, Block, Policy, Mesh, Learned, Pretrained)
+}
+"""What holds the entries of the tables, by name."""
+
 TABLES: dict[str, dict[str, type]] = {
     "mixers": MIXERS,
     "sparsities of softmax attention": SPARSITIES,
@@ -148,8 +153,7 @@ def types(experiment: Experiment) -> Mapping[str, type]:
 
     Beside the tables' names these are its own: an experiment file may define mixers of its own.
     """
-    plain = (Experiment, Train, LM, Block, Learned, Policy, Mesh, Pretrained)
-    names = {c.__name__: c for c in plain}
+    names = dict(PARTS)
     for table in TABLES.values():
         names |= table
     return names | spec.types_of(experiment)

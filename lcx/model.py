@@ -27,6 +27,7 @@ from lcx.types import (
     Output,
     Params,
     Policy,
+    absent_fields,
     joined,
 )
 
@@ -176,7 +177,7 @@ class LM:
             whole = jnp.full(rows, seqpar.length(length, shards), jnp.int32)
             whole = whole if state is None else state.length
             lengths = jnp.broadcast_to(whole[:, None], tokens.shape)
-        before = None if state is None else state.segment
+        before = absent_fields(state, ModelState).segment
         ctx = Context.of(positions, segments, before, lengths, shards)
         ctx = ctx._replace(keys=batch.keys, kernels=Kernels(self.policy.kernels))
         table = seqpar.replicate(params.embed.embedding[...], shards)

@@ -11,12 +11,13 @@ from rich.console import Console
 
 from lcx.block import Block
 from lcx.layers import SwiGLU
+from lcx.layers.dropout import dropped
 from lcx.mixers import LinearAttention
 from lcx.model import LM, WRITTEN_OUT
 from lcx.parallel.mesh import BATCH, Mesh, make_mesh, shardings
 from lcx.training.loop import fresh_state, jit_step, restore_params, train
 from lcx.training.runs import Run
-from lcx.types import Aux, Batch, Output, joined
+from lcx.types import Aux, Batch, Context, Output, joined
 from tests.tiny import tiny
 
 
@@ -135,9 +136,6 @@ def test_reports_of_two_shapes_need_two_names():
 
 
 def test_dropout_drops_its_share_of_features_and_keeps_the_mean():
-    from lcx.layers.dropout import dropped
-    from lcx.types import Context
-
     ctx = Context(jnp.arange(200)[None], keys=jax.random.split(jax.random.key(0), (1, 200)))
     x = jnp.ones((1, 200, 64))
     y = np.asarray(dropped(x, 0.25, ctx))

@@ -8,18 +8,7 @@ from textwrap import dedent
 from typing import Any
 
 from lcx import spec
-from lcx.block import Block
-from lcx.experiment import TABLES, Experiment, Train
-from lcx.model import LM
-from lcx.parallel.mesh import Mesh
-from lcx.positions import Learned
-from lcx.pretrained import Pretrained
-from lcx.types import Policy
-
-PARTS: dict[str, type] = {
-    c.__name__: c for c in (Experiment, Train, LM, Block, Policy, Mesh, Learned, Pretrained)
-}
-"""What holds the entries of the tables."""
+from lcx.experiment import PARTS, TABLES
 
 HEAD = """# Reference
 

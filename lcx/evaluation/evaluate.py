@@ -1,4 +1,4 @@
-"""Perplexity against context length, by streaming each window through the model in pieces."""
+"""A protocol's measures against context length, of excerpts streamed through the model."""
 
 import time
 from collections import defaultdict
@@ -50,12 +50,10 @@ def evaluate(
     protocol, bos = experiment.evaluation, corpus.tokenizer.bos
     texts = corpus.targets(protocol).texts
     jobs = [Job(i, w) for i, text in enumerate(texts) for w in protocol.excerpts(text, bos)]
+    averaged = dict.fromkeys(measure.sums for measure in protocol.measures)
+    nothing = {"tokens": 0, "bytes": 0, **dict.fromkeys(averaged, 0.0)}
     sums: dict[int, list[DocumentScore]] = {
-        c: [
-            {"name": text.name, "spans": text.parts, "tokens": 0, "bytes": 0}
-            | {measure.sums: 0.0 for measure in protocol.measures}
-            for text in texts
-        ]
+        c: [{"name": text.name, "spans": text.parts, **nothing} for text in texts]
         for c in protocol.contexts
     }
     reach: dict[int, int] = defaultdict(int)
@@ -72,8 +70,8 @@ def evaluate(
                 entry = sums[score.context][job.document]
                 where = slice(score.first, score.last)
                 scored = job.excerpt.tokens[where]
-                for key, of_tokens in scores.items():
-                    entry[key] = entry.get(key, 0.0) + float(of_tokens[where].sum(dtype=np.float64))
+                for key in averaged:
+                    entry[key] += float(scores[key][where].sum(dtype=np.float64))
                 entry["tokens"] += len(scored)
                 entry["bytes"] += int(corpus.tokenizer.byte_lengths[scored].sum())
     points = [context_score(c, sums[c], reach[c], protocol.measures) for c in protocol.contexts]
@@ -96,9 +94,9 @@ class Scorer:
         )
 
     def score(self, jobs: list[Job]) -> Iterator[tuple[Job, dict[str, Float[np.ndarray, " n"]]]]:
-        """Each job with what the protocol's `scores` make of each token of its window, by name.
+        """Each job with what the protocol's `scores` make of each token of its excerpt, by name.
 
-        Only what a score of the window asks for means something.
+        Only what a score of the excerpt asks for means something.
         """
         streamer = self._streamer
         jobs = sorted(jobs, key=lambda job: len(job.excerpt.tokens))

@@ -26,8 +26,8 @@ DocumentScore = dict[str, Any]
     tokens   how many target tokens
     bytes    bytes of text that they stand for, whatever the tokenizer
 
-and a sum over the target tokens, in float64, for each entry of the protocol's `scores`: `nll`, in
-nats, and `hits`, those that no other token was likelier than, unless the protocol has its own.
+and sums over the target tokens, in float64, of what the protocol's measures average: `nll`, in
+nats, and `hits`, those that no other token was likelier than, unless it has its own.
 """
 
 ContextScore = dict[str, Any]

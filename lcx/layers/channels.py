@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from lcx.dense import linear, residual, uniform, vector, zeros
 from lcx.layers.rwkv import LastToken, blend, rwkv_depth, token_mix, token_shift
-from lcx.types import Context, Dims, Output, Params, State
+from lcx.types import Context, Dims, Output, Params, State, absent_fields
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class RWKVChannelMix:
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
-        previous, last = token_shift(x, ctx, None if state is None else state.last)
+        previous, last = token_shift(x, ctx, absent_fields(state, LastToken).last)
         k = params.key(blend(params.mix_k, x, previous))
         r = params.receptance(blend(params.mix_r, x, previous))
         y = jax.nn.sigmoid(r) * params.value(jnp.square(jax.nn.relu(k)))
@@ -131,7 +131,7 @@ class RWKV7ChannelMix:
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
-        previous, last = token_shift(x, ctx, None if state is None else state.last)
+        previous, last = token_shift(x, ctx, absent_fields(state, LastToken).last)
         k = params.key(x + (previous - x) * params.mix[...].astype(x.dtype))
         return Output(params.value(jnp.square(jax.nn.relu(k))), state and LastToken(last))
 

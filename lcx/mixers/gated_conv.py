@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from lcx.dense import linear, normal, residual, vector
 from lcx.ops.short_conv import short_conv
-from lcx.types import Context, Dims, Output, Params, State
+from lcx.types import Context, Dims, Output, Params, State, absent_fields
 
 
 class GatedConvState(NamedTuple):
@@ -60,6 +60,6 @@ class GatedConv:
             params.conv[...],
             starts=ctx.starts,
             shards=ctx.shards,
-            state=None if state is None else state.conv,
+            state=absent_fields(state, GatedConvState).conv,
         )
         return Output(params.out(params.c(x) * y), state and GatedConvState(last))

@@ -1,9 +1,9 @@
-"""How perplexity against context length is measured: which tokens a model sees, which it predicts.
+"""How quality against context length is measured: which tokens a model sees, which it predicts.
 
-A protocol cuts a document into windows. Every window begins with BOS, as
-documents do in training, and counts its positions from 0. A context of c tokens is what the last
-scored token of a window is predicted from, BOS among them: no scored token sees more. So a
-model that was trained on rows of c tokens has been trained for a context of c.
+A protocol cuts a document into excerpts. Every excerpt begins with BOS, as documents do in
+training, and counts its positions from 0. A context of c tokens is what the last scored token of
+an excerpt is predicted from, BOS among them: no scored token sees more. So a model that was trained
+on rows of c tokens has been trained for a context of c.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ class Text(NamedTuple):
 
 
 class Score(NamedTuple):
-    """The tokens [first, last) of a window, predicted at this context length."""
+    """The tokens [first, last) of an excerpt, predicted at this context length."""
 
     context: int
     first: int
@@ -136,11 +136,8 @@ def with_bos(bos: int, ids: Ids) -> Ids:
 
 def check_measures(protocol: EvaluationProtocol) -> None:
     """Raise ValueError for a measure that averages what the protocol's `scores` do not give."""
-    logits, target = (
-        jax.ShapeDtypeStruct((1, 2), jnp.float32),
-        jax.ShapeDtypeStruct((1,), jnp.int32),
-    )
-    given = jax.eval_shape(protocol.scores, logits, target)
+    logits = jax.ShapeDtypeStruct((1, 2), jnp.float32)
+    given = jax.eval_shape(protocol.scores, logits, jax.ShapeDtypeStruct((1,), jnp.int32))
     for measure in protocol.measures:
         if measure.sums not in given:
             raise ValueError(

@@ -22,9 +22,9 @@ from lcx.protocols.measures import ACCURACY, PERPLEXITY, Measure
 class Recall(EvaluationProtocol):
     """Of the pairs that c tokens hold, c / 4 of them, how many does the model know?
 
-    For `MQAR`, whose documents are pairs of a key and a value. A window shows the first c / 4 pairs
-    and asks for each by its key, in random order; the values that follow are scored, so accuracy is
-    the share of pairs that were kept.
+    For `MQAR`, whose documents are pairs of a key and a value. An excerpt shows the first c / 4
+    pairs and asks for each by its key, in random order; the values that follow are scored, so
+    accuracy is the share of pairs that were kept.
     """
 
     contexts: tuple[int, ...] = (64, 128, 256, 512)

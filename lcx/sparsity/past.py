@@ -99,17 +99,14 @@ def segments_of(ctx: Context) -> Int[Array, "B T"]:
     return jnp.zeros_like(ctx.positions) if ctx.segments is None else ctx.segments
 
 
-def ranks(
-    ctx: Context, before: Int[Array, " B"] | None
-) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
+def ranks(ctx: Context, before: Int[Array, " B"]) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
     """How many tokens of its document each token has before it, in this row or stream.
 
     Not its position: the first piece of a row may be the rest of a longer document. `before`: the
-    rank of the piece's first token if it goes on with a document; None: 0. Beside it that rank of
-    this shard.
+    rank of the piece's first token if it goes on with a document. Beside it that rank of this
+    shard.
     """
-    batch, length = ctx.positions.shape
-    before = jnp.zeros(batch, jnp.int32) if before is None else before
+    length = ctx.positions.shape[1]
     index = jnp.arange(length, dtype=jnp.int32)
     if ctx.starts is None:
         before = before + seqpar.index(ctx.shards) * length
