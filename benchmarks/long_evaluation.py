@@ -30,7 +30,7 @@ def main() -> None:
     ids = np.random.default_rng(0).integers(0, 256, tokens).astype(np.int32)
     text = Text("random", ids, np.arange(tokens), ((context, tokens),))
     protocol = SameTargets(contexts=(context,))
-    jobs = [Job(0, w) for w in protocol.excerpts(text, bos=256)]
+    jobs = [Job(0, 0, w) for w in protocol.excerpts(text, bos=256)]
     params = jax.jit(MODEL.init)(jax.random.key(0))
     began = time.perf_counter()
     (job, scores), *_ = Scorer(protocol, MODEL, params, Mesh()).score(jobs)

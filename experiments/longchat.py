@@ -11,7 +11,7 @@ trains a small base on the Python standard library first. A published Llama take
 your own texts the place of the library's, when the environment says where they are:
 
     LONGCHAT_MODEL=~/models/llama      a folder with config.json, *.safetensors and tokenizer.json
-    LONGCHAT_TEXTS='~/chats/*.json'    conversations (ShareGPT's form), or '~/texts/**/*.txt'
+    LONGCHAT_TEXTS='~/chats/*.json'    conversations (or *.jsonl), or '~/texts/**/*.txt'
     LONGCHAT_RATIO=8                   the new length over the model's own
 
 A fine-tune of 7 B parameters takes a mesh: `--set mesh.fsdp=8`.
@@ -73,9 +73,10 @@ class Start(NamedTuple):
 
 def texts() -> Source:
     """The user's own, or the Python standard library."""
-    if not (glob := os.environ.get("LONGCHAT_TEXTS")):
+    if not (asked := os.environ.get("LONGCHAT_TEXTS")):
         return PythonCorpus()
-    return Conversations(glob) if glob.endswith(".json") else TextFiles(glob)
+    glob = str(Path(asked).absolute())  # from where the command is given
+    return Conversations(glob) if glob.endswith((".json", ".jsonl")) else TextFiles(glob)
 
 
 def small(source: Source) -> Start:
@@ -97,6 +98,10 @@ def published(folder: str, source: Source) -> Start:
     position = weights.position
     if not isinstance(position, RoPE) or position.scaling is not None:
         raise ValueError(f"{folder}: {position}: a model that is not extended yet is needed")
+    if weights.trained_length is None:
+        raise ValueError(
+            f"{folder}: its config says no max_position_embeddings, the length to extend"
+        )
     data = Data(source, TokenizerFile(str(Path(folder) / "tokenizer.json")))
     train = Train(length=weights.trained_length, batch=1, steps=0)
     return Start(weights.model, position, data, train, weights, AdamW(peak=2e-5, warmup=6))

@@ -22,6 +22,9 @@ from pathlib import Path
 PREEMPTED = 75
 """What a process ends with that was asked to end and has saved its work."""
 
+BY_HAND = (129, 130)
+"""The same, where a closed terminal or Ctrl-C asked."""
+
 GRACE = 7
 """Seconds that the others have to end by themselves when one has failed. lcx itself takes 5."""
 
@@ -80,7 +83,7 @@ class Job:
             return 0
         number, code = failed
         code = code if code > 0 else 128 - code  # as shells count an end by a signal
-        if code != PREEMPTED:
+        if code not in (PREEMPTED, *BY_HAND):
             print(f"process {number} of {len(self.children)} ended with {code}", file=sys.stderr)
             if number > 0:
                 lines = log(logs, number).read_text(errors="replace").splitlines()[-20:]
@@ -123,7 +126,7 @@ def main() -> int:
         if jobs:
             jobs[-1].signal(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, pass_on)
     for start in range(1, options.requeue + 2):
         if start > 1:

@@ -28,6 +28,39 @@ from lcx.data import (
 from lcx.data import (
     TokenizerFile as TokenizerFile,
 )
+from lcx.decoding import (
+    FrequencyPenalty as FrequencyPenalty,
+)
+from lcx.decoding import (
+    Greedy as Greedy,
+)
+from lcx.decoding import (
+    MinLength as MinLength,
+)
+from lcx.decoding import (
+    MinP as MinP,
+)
+from lcx.decoding import (
+    NoRepeatNGram as NoRepeatNGram,
+)
+from lcx.decoding import (
+    PresencePenalty as PresencePenalty,
+)
+from lcx.decoding import (
+    RepetitionPenalty as RepetitionPenalty,
+)
+from lcx.decoding import (
+    Temperature as Temperature,
+)
+from lcx.decoding import (
+    TopK as TopK,
+)
+from lcx.decoding import (
+    TopP as TopP,
+)
+from lcx.decoding import (
+    Typical as Typical,
+)
 from lcx.experiment import (
     Experiment as Experiment,
 )

@@ -1,7 +1,7 @@
 """A block: a token mixer and a channel mixer, each behind a norm and before a residual."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -101,7 +101,20 @@ def _call(
 ) -> tuple[Output, tuple[Handed, ...]]:
     """A sublayer's output; and what later layers are handed, where it has a part in that."""
     if not isinstance(sublayer, CrossLayer):
-        return sublayer(params, x, ctx, state), handed
+        return _fitting(sublayer, sublayer(params, x, ctx, state), x), handed
     own = next(h for h in handed if isinstance(h, sublayer.handed))
     out, new = sublayer.share(params, x, ctx, state, own)
+    _fitting(sublayer, out, x)
     return out, tuple(new if h is own else h for h in handed)
+
+
+def _fitting(sublayer: Sublayer, out: Any, x: Float[Array, "B T D"]) -> Output:
+    """The output, which is as it has to be: classes of the user's own stand here, too."""
+    name = type(sublayer).__name__
+    if not isinstance(out, Output):
+        got = type(out).__name__
+        raise ValueError(f"Block: {name} gave a {got}, expected an Output(x, state)")
+    if out.x.shape != x.shape:
+        got, expected = (list(a.shape) for a in (out.x, x))
+        raise ValueError(f"Block: {name} gave x of {got}, expected {expected}")
+    return out

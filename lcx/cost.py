@@ -1,6 +1,6 @@
 """What a variant takes, by its specification alone: nothing is trained, no array is made."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TypedDict
 
@@ -8,6 +8,14 @@ import jax
 
 from lcx.model import LM, count_parameters
 from lcx.types import CountsFlops, tree_bytes
+from lcx.wording import listed
+
+UNCOUNTED = (
+    "{mixers}: what mixing takes is not known, so FLOPs are left out (–). State it by a method "
+    "mixing_flops(self, dims, length) -> float: FLOPs per token of the forward pass, beyond two "
+    "for each parameter, on average over a text of `length` tokens."
+)
+"""How costs that are missing are stated."""
 
 
 class Cost(TypedDict):
@@ -16,17 +24,35 @@ class Cost(TypedDict):
     parameters: int
     training_flops: float | None
     """Per token of training, forward and backward; a multiply-add counts as two. None: unknown."""
+    uncounted: list[str]
+    """The mixers that do not tell, by class: why training_flops is None."""
     state_bytes: dict[str, int]
     """What decoding one text keeps, by its length in tokens (as JSON has it: a string)."""
 
 
-def cost_of(model: LM, train_len: int, lengths: Sequence[int]) -> Cost:
-    """Parameters, training FLOPs per token, and the state of decoding a text of each length."""
+def cost_of(model: LM, train_len: int | None, lengths: Sequence[int]) -> Cost:
+    """Parameters, training FLOPs per token, and the state of decoding a text of each length.
+
+    train_len: tokens a row of training; None: not known, and so are its FLOPs.
+    """
     return Cost(
         parameters=count_parameters(model),
-        training_flops=training_flops(model, train_len),
+        training_flops=None if train_len is None else training_flops(model, train_len),
+        uncounted=uncounted(model),
         state_bytes={str(n): state_bytes(model, n) for n in lengths},
     )
+
+
+def uncounted(model: LM) -> list[str]:
+    """The classes of mixers that do not tell what mixing takes."""
+    mixers = (block.mixer for block in model.pattern)
+    return list(dict.fromkeys(type(m).__name__ for m in mixers if not isinstance(m, CountsFlops)))
+
+
+def uncounted_note(names: Iterable[str]) -> str | None:
+    """How the costs of these mixers would be stated; None where there are none."""
+    mixers = list(dict.fromkeys(names))
+    return UNCOUNTED.format(mixers=listed(mixers)) if mixers else None
 
 
 def training_flops(model: LM, length: int) -> float | None:
@@ -37,12 +63,12 @@ def training_flops(model: LM, length: int) -> float | None:
     twice the forward pass (Kaplan et al. 2020, section 2.1). Counted from the formulas: chunked and
     blockwise forms do more, where that is faster. None where a mixer does not tell.
     """
-    lookup = 0 if model.tied else model.vocab * model.width
+    lookup = 0 if model.tied else model.vocabulary * model.width
     weights = 2.0 * (count_parameters(model) - lookup)
     mixing = 0.0
     for block in model.pattern:
         if not isinstance(block.mixer, CountsFlops):
-            return None
+            return None  # `uncounted` names it
         mixing += model.repeats * block.mixer.mixing_flops(model.dims, length)
     return 3 * (weights + mixing)
 

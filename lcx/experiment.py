@@ -1,16 +1,15 @@
 """An experiment: one model variant, its data, its training, its evaluation."""
 
 import difflib
-import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 import jax
 
 from lcx import spec
 from lcx.block import Block
 from lcx.data import SOURCES, TASKS, TOKENIZERS, Data, Task, Texts
+from lcx.decoding import DECODINGS, PENALTIES
 from lcx.dense import nearest_divisors
 from lcx.layers import CHANNELS, NORMS
 from lcx.losses import LOSSES, CrossEntropy, Loss
@@ -18,6 +17,7 @@ from lcx.mixers import MIXERS
 from lcx.model import LM, parameters
 from lcx.optim import OPTIMIZERS, AdamW, Optimizer
 from lcx.parallel.mesh import RULES, Mesh, make_mesh, shardings
+from lcx.paths import absolute
 from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, Learned, TrainingPositions
 from lcx.pretrained import Pretrained
 from lcx.protocols import PROTOCOLS, EvaluationProtocol, SameTargets
@@ -73,6 +73,10 @@ class Train:
     def rows(self) -> int:
         """How many rows are computed at a time."""
         return self.batch // self.accumulate
+
+    def saves(self, step: int) -> bool:
+        """Whether there is a checkpoint after this step, whatever happens."""
+        return step % self.checkpoint_every == 0 or step == self.steps
 
     def evaluates(self, step: int) -> bool:
         """Whether the loss on the validation split is taken after this step."""
@@ -144,6 +148,8 @@ TABLES: dict[str, dict[str, type]] = {
     "sources": SOURCES,
     "tokenizers": TOKENIZERS,
     "evaluation protocols": PROTOCOLS,
+    "decodings": DECODINGS,
+    "penalties": PENALTIES,
 }
 """All that an experiment can be put together from, by what it is."""
 
@@ -157,42 +163,6 @@ def types(experiment: Experiment) -> Mapping[str, type]:
     for table in TABLES.values():
         names |= table
     return names | spec.types_of(experiment)
-
-
-@dataclass(frozen=True)
-class ExperimentFile:
-    """A Python file whose function `experiments()` returns named `Experiment`s."""
-
-    path: Path
-    question: str
-    """Its docstring."""
-    experiments: Experiments
-
-
-def load(path: Path) -> ExperimentFile:
-    """Run an experiment file. Raises FileNotFoundError, or ValueError for what it returns."""
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise FileNotFoundError(f"no experiment file {path}{hint}")
-    module_spec = importlib.util.spec_from_file_location(f"experiments_{path.stem}", path)
-    if module_spec is None or module_spec.loader is None:
-        raise ValueError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    make = getattr(module, "experiments", None)
-    if not callable(make):
-        raise ValueError(f"{path} has no function experiments() that returns named Experiments")
-    made = make()
-    if not (isinstance(made, dict) and made):
-        raise ValueError(f"{path}: experiments() must return a dict of Experiments by name")
-    for name, experiment in made.items():
-        if not isinstance(experiment, Experiment):
-            raise ValueError(f"{path}: {name!r} is a {type(experiment).__name__}, no Experiment")
-        if not isinstance(name, str) or not name or set(name) & set("/\\. "):
-            raise ValueError(f"{path}: {name!r} cannot name a folder; leave out '/', '.' and ' '")
-        spec.check(experiment, name)
-    return ExperimentFile(path, (module.__doc__ or "").strip(), made)
 
 
 def known(name: str, experiments: Iterable[str], where: str) -> None:
@@ -219,10 +189,18 @@ def choose(
         for name in chosen:
             try:
                 before = changed[name]
-                changed[name] = spec.override(before, assignment, types(before))
+                changed[name] = absolute(spec.override(before, assignment, types(before)))
             except ValueError as error:
                 raise ValueError(f"--set {assignment} ({name}): {error}") from error
     return changed, chosen
+
+
+def with_vocabulary(experiment: Experiment, corpus: Texts) -> Experiment:
+    """The experiment, whose model has the tokenizer's token ids unless it says how many it has."""
+    model = experiment.model
+    if model.vocab is not None:
+        return experiment
+    return replace(experiment, model=replace(model, vocab=corpus.tokenizer.vocab_size))
 
 
 def validate(name: str, experiment: Experiment, experiments: Experiments, corpus: Texts) -> None:
@@ -232,15 +210,16 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
     def problem(where: str, what: object) -> ValueError:
         return ValueError(f"{name}: {where}: {what}")
 
-    if model.vocab != corpus.tokenizer.vocab_size:
-        needed = corpus.tokenizer.vocab_size
-        raise problem("model.vocab", f"is {model.vocab}, the tokenizer has {needed} tokens")
+    needed = corpus.tokenizer.vocab_size
+    if model.vocabulary < needed:  # a table may be padded: ids beyond the tokenizer's never occur
+        raise problem("model.vocab", f"is {model.vocabulary}, the tokenizer has {needed} tokens")
     try:
         shapes = _shapes(model)
     except ValueError as error:
         raise problem("model", error) from error
     if model.positions is not None:
         most = train.length if train.positions is None else train.positions.longest
+        most = most if train.steps else 0
         longest = max(most, experiment.evaluation.contexts[-1])
         if longest > model.positions.capacity:
             raise problem(
@@ -304,8 +283,9 @@ def check_cuts(experiment: Experiment) -> None:
                 f"{axes} = {ways} does not divide {what}, {size}; nearest that do: {near}"
             )
 
-    divides(mesh.rows, "data x fsdp x expert", "train.batch's rows at a time", train.rows)
-    divides(mesh.seq, "seq", "train.length", train.length)
+    if train.steps:
+        divides(mesh.rows, "data x fsdp x expert", "train.batch's rows at a time", train.rows)
+        divides(mesh.seq, "seq", "train.length", train.length)
     divides(mesh.fsdp, "fsdp", "model.width", model.width)
     for place, block in enumerate(model.pattern):
         for name, sublayer in (("mixer", block.mixer), ("channel", block.channel)):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
 
 from lcx.model import LM
@@ -30,11 +31,14 @@ def over_logits(
     vocabulary is scored in pieces along T, each computed again in the backward pass.
     """
 
+    # what pieces add to the head's gradient is summed in fp32, whatever it is stored in
+    summed: Any = optax.tree.cast(params, jnp.float32)
+
     def piece(x: Float[Array, "B t D"], *cut: Array) -> Any:
-        return f(model.logits(params, x), *cut)
+        return f(model.logits(summed, x), *cut)
 
     batch, length = x.shape[:2]
-    size = max(1, LOGITS // (batch * model.vocab))
+    size = max(1, LOGITS // (batch * model.vocabulary))
     if size >= length:
         return piece(x, *per_token)
 

@@ -14,6 +14,7 @@ from lcx.block import Block, BlockState
 from lcx.dense import linear
 from lcx.kernels import Kernels
 from lcx.layers import Norm, RMSNorm
+from lcx.ops import sums
 from lcx.parallel import seqpar
 from lcx.parallel.mesh import by_rows
 from lcx.parallel.seqpar import Shards
@@ -30,6 +31,9 @@ from lcx.types import (
     absent_fields,
     joined,
 )
+
+BYTES = 257
+"""Token ids of text as bytes: these, and BOS."""
 
 WRITTEN_OUT = 4
 """Training writes so many repeats of the pattern out, and runs more of them as a loop.
@@ -60,8 +64,10 @@ class LM:
     of them out.
     """
 
-    vocab: int = 257
-    """Number of token ids: 257 for bytes and the BOS token."""
+    vocab: int | None = None
+    """Number of token ids; None: as many as the experiment's tokenizer has, or `BYTES` without one.
+    Those beyond the tokenizer's, with which published tables are padded, are never read or asked
+    for, and are in every softmax, as transformers has them."""
     width: int = 128
     """D."""
     pattern: tuple[Block, ...] = (Block(),)
@@ -81,10 +87,16 @@ class LM:
 
     def __post_init__(self):
         for name in ("vocab", "width", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"LM: {name} must be at least 1, not {getattr(self, name)}")
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"LM: {name} must be at least 1, not {size}")
         if not self.pattern:
             raise ValueError("LM: the pattern is empty; it needs at least one Block")
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return BYTES if self.vocab is None else self.vocab
 
     @property
     def dims(self) -> Dims:
@@ -106,7 +118,7 @@ class LM:
         with nnx.use_eager_sharding(False):
             params = nnx.Dict(
                 embed=nnx.Embed(
-                    self.vocab,
+                    self.vocabulary,
                     self.width,
                     dtype=jnp.dtype(self.policy.compute),
                     param_dtype=jnp.dtype(self.policy.params),
@@ -123,7 +135,7 @@ class LM:
                 params.positions = self.positions.init(dims, rngs)
             if not self.tied:
                 axes = ("embed", "vocab")
-                params.head = linear(dims, self.width, self.vocab, axes, rngs, kind="table")
+                params.head = linear(dims, self.width, self.vocabulary, axes, rngs, kind="table")
         return params
 
     def init_state(
@@ -181,7 +193,7 @@ class LM:
         ctx = Context.of(positions, segments, before, lengths, shards)
         ctx = ctx._replace(keys=batch.keys, kernels=Kernels(self.policy.kernels))
         table = seqpar.replicate(params.embed.embedding[...], shards)
-        x = by_rows(table[tokens].astype(self.policy.compute))
+        x = by_rows(sums.rows(table, tokens).astype(self.policy.compute))
         if self.positions:
             x += self.positions(params.positions, positions).astype(x.dtype)
         if self.embed_norm:

@@ -1,18 +1,17 @@
 """A trained run, to look at from Python: its experiment, parameters, tokenizer and results."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lcx import spec
 from lcx.data import Texts, Tokenizer
 from lcx.evaluation.metrics import Evaluation
-from lcx.experiment import Experiment, types
+from lcx.experiment import Experiment
 from lcx.model import LM
 from lcx.parallel.mesh import Mesh
+from lcx.training.kept import open_experiment
 from lcx.training.loop import restore_params
 from lcx.training.runs import Run
 from lcx.types import Params
@@ -67,27 +66,12 @@ class OpenedRun:
         return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
-def open_run(
-    folder: str | Path, known: Mapping[str, type] | None = None, mesh: Mesh = ONE_DEVICE
-) -> OpenedRun:
+def open_run(folder: str | Path, mesh: Mesh = ONE_DEVICE) -> OpenedRun:
     """Open a run's folder, such as "runs/quickstart/softmax". Reads its experiment alone.
 
-    known: classes of your own that the experiment is made of, by name. mesh: where its parameters
-    are put, whatever mesh it was trained on; one device by default. Raises FileNotFoundError
-    where the folder is no run, ValueError where its experiment cannot be read.
+    Classes of your own come from the experiment file that the run has kept. mesh: where its
+    parameters are put, whatever mesh it was trained on; one device by default. Raises
+    FileNotFoundError where the folder is no run, ValueError where its experiment cannot be read.
     """
-    folder = Path(folder)
-    saved = folder / "experiment.json"
-    if not saved.exists():
-        there = sorted(path.parent.name for path in folder.glob("*/experiment.json"))
-        hint = f"; it holds the runs {', '.join(there)}" if there else ""
-        raise FileNotFoundError(f"{folder} is no run: it has no experiment.json{hint}")
-    try:
-        names = {**types(Experiment()), **(known or {})}
-        experiment = spec.decode(json.loads(saved.read_text()), names)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{saved} cannot be read ({error}). Classes of your own are given by name: "
-            "open_run(folder, known={'MyMixer': MyMixer})"
-        ) from error
-    return OpenedRun(Run(folder), experiment, mesh)
+    run = Run(Path(folder))
+    return OpenedRun(run, open_experiment(run), mesh)

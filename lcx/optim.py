@@ -30,7 +30,8 @@ class Optimizer(Protocol):
         """The gradient transformation of a run of `steps`.
 
         Its state is made from parameters by `jax.tree.map`, so that it is cut over a mesh as they
-        are.
+        are. Training gives it parameters and gradients in fp32, whatever they are stored in
+        (`in_fp32`), so its moments are fp32.
         """
         ...
 
@@ -95,14 +96,12 @@ class Scheduled(ABC):
         return optax.join_schedules([rise, after], [warmup])
 
     def transform(self, steps: int) -> optax.GradientTransformation:
-        return in_fp32(
-            optax.chain(
-                optax.clip_by_global_norm(self.clip),
-                self.direction(),
-                optax.add_decayed_weights(self.weight_decay, mask=decayed),
-                optax.stateless(lambda updates, _: at_their_rates(updates)),
-                optax.scale_by_learning_rate(self.learning_rate(steps)),
-            )
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip),
+            self.direction(),
+            optax.add_decayed_weights(self.weight_decay, mask=decayed),
+            optax.stateless(lambda updates, _: at_their_rates(updates)),
+            optax.scale_by_learning_rate(self.learning_rate(steps)),
         )
 
     @abstractmethod

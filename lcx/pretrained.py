@@ -1,7 +1,10 @@
 """Weights of published models: a folder as Hugging Face has them, of the Llama family."""
 
+import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,14 +13,20 @@ import jax
 import jax.numpy as jnp
 
 from lcx.block import Block
+from lcx.cache import Digest
 from lcx.layers import RMSNorm, SwiGLU
 from lcx.mixers import SoftmaxAttention
 from lcx.model import LM, parameters
+from lcx.paths import FilePath, resolved
 from lcx.positions import PositionScheme
 from lcx.positions.huggingface import read_positions
+from lcx.sparsity import Full, Sparsity, Window
 from lcx.types import Params
 
-FAMILIES = ("llama", "mistral")
+FAMILIES = ("llama", "mistral", "ministral")
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""Transformers' names: of one file with all weights, and of what says which of several has what."""
 
 NAMES = {
     "embed.embedding": "model.embed_tokens.weight",
@@ -38,19 +47,24 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The weights of a published model: a folder with `config.json` and `*.safetensors`.
+    """The weights of a published model: a folder with `config.json` and safetensors.
 
-    Of the families in FAMILIES, without biases and without a window. An experiment begins from it
-    by `init_from=Pretrained(folder)`; its model is `Pretrained(folder).model()`, or one whose
+    Of the families in FAMILIES, without biases. An experiment begins from it by
+    `init_from=Pretrained(folder)`; its model is `Pretrained(folder).model()`, or one whose
     parameters have the same shapes, under another position scheme for instance.
+
+    Where there is a `model.safetensors.index.json`, it alone says which tensors are read, and from
+    which files; elsewhere `model.safetensors` is read. No other file is, whatever lies beside them.
     """
 
-    folder: str
+    folder: FilePath
 
     def model(self, position: PositionScheme | None = None) -> LM:
         """The architecture that the config tells, under its own positions or the ones given.
 
-        Raises FileNotFoundError without a config, ValueError for what lcx's Llama does not have.
+        A Mistral's `sliding_window` is a `Window`, both of which count the token itself; where
+        `layer_types` differ, the pattern is as long as it takes. Raises
+        FileNotFoundError without a config, ValueError for what lcx's Llama does not have.
         """
         config = self._config
         self._refuse_what_differs(config)
@@ -58,11 +72,13 @@ class Pretrained:
         heads = config["num_attention_heads"]
         groups = config.get("num_key_value_heads") or heads
         mixer = SoftmaxAttention(heads=heads, kv_heads=groups, position=position or self.position)
+        channel, layers = SwiGLU(config["intermediate_size"]), self._sparsities(config)
+        pattern = _period(layers)
         return LM(
             vocab=config["vocab_size"],
             width=config["hidden_size"],
-            pattern=(Block(mixer, SwiGLU(config["intermediate_size"]), norm),),
-            repeats=config["num_hidden_layers"],
+            pattern=tuple(Block(replace(mixer, sparsity=s), channel, norm) for s in pattern),
+            repeats=len(layers) // len(pattern),
             tied=config.get("tie_word_embeddings", False),
             norm=norm,
         )
@@ -76,9 +92,22 @@ class Pretrained:
         return scheme
 
     @property
-    def trained_length(self) -> int:
-        """The longest text that the config says the model reads, in tokens."""
-        return int(self._config["max_position_embeddings"])
+    def trained_length(self) -> int | None:
+        """The longest text that the config says the model reads, in tokens; None: it says none."""
+        return self._config.get("max_position_embeddings")
+
+    def fingerprint(self) -> str:
+        """A digest of `config.json` and of all that is read of the weights.
+
+        Two folders have the same one where the configs are the same bytes, and each tensor is read
+        from a file of the same content, whatever the files are called. Reads all of them, about a
+        second a GB. Raises as `check` does where a file is missing or is no safetensors.
+        """
+        self._json(self._config_path)  # says what is no folder of a model
+        files = self._files
+        digests = {path: _file_digest(path) for path in dict.fromkeys(files.values())}
+        tensors = (part for name in sorted(files) for part in (name, digests[files[name]]))
+        return str(Digest(_file_digest(self._config_path), *tensors))
 
     def check(self, model: LM) -> None:
         """Raise ValueError where the weights do not fit a model; reads their headers alone."""
@@ -114,67 +143,157 @@ class Pretrained:
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        path = self._path / "config.json"
+        config = self._json(self._config_path)
+        # of another family other keys are missing, which would say little
+        kind = config.get("model_type")
+        if kind not in FAMILIES:
+            named = "names no model_type" if kind is None else f"is of model_type {kind!r}"
+            known = ", ".join(FAMILIES)
+            raise ValueError(f"{self}: {self._config_path} {named}; those known are {known}")
+        counts = (
+            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads"
+        ).split()
+        if missing := [n for n in (*counts, "rms_norm_eps") if config.get(n) is None]:
+            raise ValueError(f"{self}: {self._config_path} does not say {', '.join(missing)}")
+        others = ("num_key_value_heads", "max_position_embeddings", "sliding_window")
+        for name in (*counts, *(n for n in others if config.get(n) is not None)):
+            value = config[name]
+            if type(value) is not int or value < 1:
+                raise ValueError(
+                    f"{self}: {self._config_path}: {name} is {value!r}, and has to be a whole "
+                    "number from 1 on"
+                )
+        return config
+
+    def _json(self, path: Path) -> dict[str, Any]:
+        if self._path.is_file():
+            raise ValueError(f"{self}: a file; it has to be the folder with config.json in it")
         if not path.is_file():
             raise FileNotFoundError(f"{self}: no {path}")
         try:
-            config = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{self}: {path} is no JSON: {error}") from error
-        needed = (
-            "model_type vocab_size hidden_size intermediate_size num_hidden_layers "
-            "num_attention_heads rms_norm_eps max_position_embeddings"
-        )
-        if missing := [name for name in needed.split() if name not in config]:
-            raise ValueError(f"{self}: {path} does not say {', '.join(missing)}")
-        return config
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"{self}: {path} holds a {type(found).__name__}, not an object {{...}}"
+            )
+        return found
 
     @property
     def _path(self) -> Path:
-        return Path(self.folder).expanduser()
+        return resolved(self.folder)
+
+    @property
+    def _config_path(self) -> Path:
+        return self._path / "config.json"
+
+    def _sparsities(self, config: dict[str, Any]) -> tuple[Sparsity, ...]:
+        """Which keys each layer sees."""
+        window, count = config.get("sliding_window"), config["num_hidden_layers"]
+        known: dict[str, Sparsity] = {"full_attention": Full()}
+        if window is not None:
+            known["sliding_attention"] = Window(window)
+        types = config.get("layer_types") or [list(known)[-1]] * count
+        if len(types) != count or not set(types) <= known.keys():
+            raise ValueError(
+                f"{self}: layer_types has to name one of {', '.join(known)} for each of the "
+                f"{count} layers, and is {types}, with a sliding_window of {window}"
+            )
+        return tuple(known[kind] for kind in types)
 
     def _refuse_what_differs(self, config: dict[str, Any]) -> None:
-        if config.get("model_type") not in FAMILIES:
-            kind = config.get("model_type")
-            raise ValueError(f"{self}: model_type {kind!r}; known are {', '.join(FAMILIES)}")
         width = config["hidden_size"] // config["num_attention_heads"]
         ours = {
             "hidden_act": "silu",
             "attention_bias": False,
             "mlp_bias": False,
-            "sliding_window": None,
             "head_dim": width,
             "quantization_config": None,
         }
+        if config["model_type"] == "llama":  # whose code in transformers reads neither
+            ours |= {"sliding_window": None, "layer_types": None}
         for name, fits in ours.items():
             if config.get(name) not in (None, fits):
                 raise ValueError(f"{self}: {name} is {config[name]}; only {fits} is supported")
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        """Which file each tensor lies in."""
-        from safetensors import safe_open
+        """Which file each tensor is read from."""
+        index, single = self._path / INDEX, self._path / SINGLE
+        if index.is_file():
+            return self._indexed(index)
+        if not single.is_file():
+            raise FileNotFoundError(f"{self}: neither {INDEX} nor {SINGLE}{self._instead()}")
+        with self._open(single) as file:
+            return dict.fromkeys(file.keys(), single)
 
-        paths = sorted(self._path.glob("*.safetensors"))
-        if not paths:
-            raise FileNotFoundError(f"{self}: no *.safetensors in {self._path}")
-        found = {}
-        for path in paths:
+    def _indexed(self, index: Path) -> dict[str, Path]:
+        """As an index says; every file that it names has to be there, with what it says of it."""
+        names = self._json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+            raise ValueError(f"{self}: {index} has no weight_map from tensors to files")
+        for name in dict.fromkeys(names.values()):
+            if not (path := self._path / name).is_file():
+                raise FileNotFoundError(
+                    f"{self}: {index.name} names {name}, and no such file is there"
+                )
+            with self._open(path) as file:
+                held = set(file.keys())
+            if lacking := [
+                tensor for tensor, n in names.items() if n == name and tensor not in held
+            ]:
+                more = f" and {len(lacking) - 1} more" * (len(lacking) > 1)
+                raise ValueError(f"{self}: {index.name} says that {name} holds {lacking[0]}{more}")
+        return {tensor: self._path / name for tensor, name in names.items()}
+
+    def _instead(self) -> str:
+        """What a folder without the files that are read has, and what to do."""
+        if others := sorted(p.name for p in self._path.glob("*.safetensors")):
+            return (
+                f" in {self._path}, which holds {others[0]} (of {len(others)}): fetch {INDEX}, or "
+                f"call {SINGLE} the one file that has all weights"
+            )
+        pickled = sorted(p.name for s in ("bin", "pth", "pt") for p in self._path.glob(f"*.{s}"))
+        if pickled:
+            return (
+                f" in {self._path}; {pickled[0]} is a pickle, which may run code, and is not read: "
+                "convert it by transformers, "
+                "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(another)"
+            )
+        return f" in {self._path}"
+
+    @contextmanager
+    def _open(self, path: Path) -> Iterator[Any]:
+        from safetensors import SafetensorError, safe_open
+
+        try:
             with safe_open(path, framework="flax") as file:
-                found |= dict.fromkeys(file.keys(), path)
-        return found
+                yield file
+        except SafetensorError as error:
+            raise ValueError(
+                f"{self}: {path} cannot be read ({error}): fetch the file again"
+            ) from error
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        from safetensors import safe_open
-
-        with safe_open(self._files[name], framework="flax") as file:
+        with self._open(self._files[name]) as file:
             return tuple(file.get_slice(name).get_shape())
 
     def _tensor(self, name: str) -> jax.Array:
-        from safetensors import safe_open
-
-        with safe_open(self._files[name], framework="flax") as file:
+        with self._open(self._files[name]) as file:
             return file.get_tensor(name)
+
+
+def _period(layers: tuple[Sparsity, ...]) -> tuple[Sparsity, ...]:
+    """The shortest part that, repeated, is all of them."""
+    count = len(layers)
+    sizes = (n for n in range(1, count + 1) if count % n == 0)
+    return next(layers[:n] for n in sizes if layers[:n] * (count // n) == layers)
+
+
+def _file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _tensors(model: LM, leaf: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:

@@ -14,17 +14,28 @@ read from its syntax tree and never executed.
 """
 
 import ast
+import inspect
 import math
 import operator
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from keyword import iskeyword
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    Protocol,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from beartype import BeartypeConf, FrozenDict
 from beartype.door import is_bearable
@@ -268,18 +279,23 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     return [line for name, x, y in pairs for line in differences(x, y, _join(path, name))]
 
 
+def values(spec: Any) -> dict[str, Any] | None:
+    """Name and value of each field of a spec; None for what is no spec."""
+    return {name: getattr(spec, name) for name in _hints(type(spec))} if _is_spec(spec) else None
+
+
+def parts(spec: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The path of every spec that occurs in a spec, and that spec; itself first."""
+    inner = dict(enumerate(spec)) if isinstance(spec, tuple) else values(spec)
+    if _is_spec(spec):
+        yield path, spec
+    for step, value in (inner or {}).items():
+        yield from parts(value, _join(path, step))
+
+
 def types_of(spec: Any) -> dict[str, type]:
     """Name and class of the specs that occur in a spec, itself included."""
-    if isinstance(spec, tuple):
-        parts, found = spec, {}
-    elif _is_spec(spec):
-        parts = tuple(getattr(spec, name) for name in _hints(type(spec)))
-        found = {type(spec).__name__: type(spec)}
-    else:
-        return {}
-    for part in parts:
-        found |= types_of(part)
-    return found
+    return {type(part).__name__: type(part) for _, part in parts(spec)}
 
 
 # ------------------------------------------------------------------------------ fields
@@ -364,6 +380,8 @@ def _fit(value: Any, hint: Any, path: str) -> Any:
     if isinstance(value, float) and math.isnan(value):
         raise _error(path, "nan is not a setting: it would not load back equal")
     if _accepts(value, hint):
+        if faults := _protocol_faults(value, hint):
+            raise _error(path, faults)
         return value
     if type(value) is int and abs(value) <= sys.float_info.max and _accepts(float(value), hint):
         return float(value)
@@ -401,7 +419,61 @@ def _misfit(value: Any, hint: Any) -> str:
     name = hint.__name__ if isinstance(hint, type) and not get_args(hint) else repr(hint)
     # Modules are noise to a reader of the message; what stands in quotes stays.
     name = re.sub(r"('[^']*')|[\w.<>]+\.(?=\w)", r"\1", name)
-    return f"expected {name}, got {_show(value)}"
+    faults = _protocol_faults(value, hint)
+    return f"expected {name}, got {_show(value)}{faults and f': {faults}'}"
+
+
+def _protocol_faults(value: Any, hint: Any) -> str:
+    """What a spec lacks of the one protocol among these annotations; empty: nothing, or not one.
+
+    Its methods, and the values that each of them is given, by position.
+    """
+    protocols = [option for option in _options(hint) if getattr(option, "_is_protocol", False)]
+    if len(protocols) != 1 or not _is_spec(value):
+        return ""
+    others = [option for option in _options(hint) if option is not protocols[0]]
+    if any(_accepts(value, other) for other in others):
+        return ""
+    (protocol,), cls, lacking, other = protocols, type(value).__name__, [], []
+    for name, declared in _members(protocol).items():
+        if not callable(declared):
+            if not hasattr(value, name):
+                lacking.append(name)
+            continue
+        wanted = [p for p in inspect.signature(declared).parameters if p != "self"]
+        call = f"{name}({', '.join(wanted)})"
+        if not callable(getattr(value, name, None)):
+            lacking.append(call)
+        elif not _takes(getattr(value, name), declared):
+            own = ", ".join(inspect.signature(getattr(value, name)).parameters)
+            other.append(f"{cls}.{name} takes ({own}), expected {call}")
+    return f"{cls} has no {' and no '.join(lacking)}" if lacking else "; ".join(other)
+
+
+@cache
+def _members(protocol: type) -> dict[str, Any]:
+    """Name and declaration of what a protocol asks for; of fields None."""
+    found: dict[str, Any] = {}
+    for base in reversed(protocol.__mro__):
+        if vars(base).get("_is_protocol") and base is not Protocol:
+            found |= dict.fromkeys(vars(base).get("__annotations__", ()))
+            found |= vars(base)
+    return {n: d for n, d in found.items() if n == "__call__" or not n.startswith("_")}
+
+
+def _takes(method: Callable, declared: Callable) -> bool:
+    """Whether a method can be given what the protocol's is, by position."""
+    wanted = list(inspect.signature(declared).parameters.values())
+    needed = [p for p in wanted if p.name != "self"]
+    fewest = [p for p in needed if p.default is inspect.Parameter.empty]
+    try:
+        for some in (needed, fewest):
+            inspect.signature(method).bind(*some)
+    except TypeError:
+        return False
+    except ValueError:  # a method that is not written in Python
+        return True
+    return True
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

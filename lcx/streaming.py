@@ -73,11 +73,58 @@ class Streamer:
         return self._start(place(lengths, self.whole), capacity)
 
     def advance(
-        self, tokens: Int[np.ndarray, "B t"], positions: Int[np.ndarray, "B t"], state: State
+        self,
+        tokens: Int[np.ndarray, "B t"],
+        positions: Int[np.ndarray, "B t"],
+        state: State,
+        segments: Int[np.ndarray, "B t"] | None = None,
     ) -> tuple[Float[Array, "B t D"], State]:
         """What the head reads of a piece, and the state after it. The state given is used up."""
         piece = Batch(place(tokens, self.tokens), place(positions, self.tokens))
+        if segments is not None:
+            piece = piece._replace(segments=place(segments, self.tokens))
         return self._advance(self._params, piece, state)
+
+    def prefill(
+        self, texts: Sequence[Int[np.ndarray, "_"]], new: int, capacity: int
+    ) -> tuple[Float[Array, "B D"], State]:
+        """What the head reads of the last token of each text, and the state after it.
+
+        new: tokens that will follow at most, for position schemes that depend on a text's length.
+        capacity: tokens that a text and what follows it, and the padding, have room in (`padded`).
+
+        Ragged texts are padded in front, so that all end together; what is padded is another
+        document, which no layer sees from a text (`Batch.segments`), and the states are those of
+        the texts alone.
+        """
+        lengths = np.array([len(text) for text in texts], np.int32)
+        sizes = self.pieces(int(lengths.max()))
+        total = sum(sizes)
+        tokens = np.zeros((len(texts), total), np.int32)
+        for row, text in zip(tokens, texts, strict=True):
+            row[total - len(text) :] = text
+        positions = np.arange(total, dtype=np.int32) - (total - lengths[:, None])
+        segments = (positions >= 0).astype(np.int32)
+        positions = np.maximum(positions, 0)
+        state = self.start(lengths + new, capacity)
+        first = 0
+        x = None
+        for size in sizes:
+            at = slice(first, first + size)
+            x, state = self.advance(tokens[:, at], positions[:, at], state, segments[:, at])
+            first += size
+        assert x is not None
+        return x[:, -1], state
+
+    def pieces(self, tokens: int) -> list[int]:
+        """In pieces of which sizes so many tokens are read, or a few more: there are three."""
+        small, middle, large = PIECE // 16, PIECE // 4, PIECE
+        left = -(-tokens // small) * small
+        found = []
+        for size in (large, middle, small):
+            found += [size] * (left // size)
+            left %= size
+        return found
 
     def read(
         self, texts: Sequence[Int[np.ndarray, "_"]], rows: int, piece: int, capacity: int

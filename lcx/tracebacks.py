@@ -19,7 +19,7 @@ Not Python's prefix: a user's files may lie in the folder of their virtual envir
 def own_lines(error: BaseException) -> list[traceback.FrameSummary]:
     """The lines of the traceback that stand in files of the user's, from the outermost on."""
     frames = traceback.extract_tb(error.__traceback__)
-    return [frame for frame in frames if _is_own(frame.filename)]
+    return [frame for frame in frames if is_own(frame.filename)]
 
 
 def shown(error: BaseException) -> str | None:
@@ -28,13 +28,14 @@ def shown(error: BaseException) -> str | None:
     A syntax error stands in the file that could not be read.
     """
     lines = own_lines(error)
-    broken = isinstance(error, SyntaxError) and _is_own(error.filename or "")
+    broken = isinstance(error, SyntaxError) and is_own(error.filename or "")
     if not lines and not broken:
         return None
     text = traceback.format_list(lines) + traceback.format_exception_only(error)
     return "".join(text).rstrip()
 
 
-def _is_own(name: str) -> bool:
+def is_own(name: str) -> bool:
+    """Whether a file is the user's: of no library, and not lcx's."""
     path = Path(name)
     return path.is_file() and not any(path.resolve().is_relative_to(f) for f in LIBRARIES)

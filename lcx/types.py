@@ -35,7 +35,16 @@ class Policy:
     Parameters are stored in `params`, activations are computed in `compute`.
 
     Rotary angles, norm statistics, softmax, decays, recurrent states, losses and optimizer
-    moments are fp32 whatever this says.
+    moments are fp32 whatever this says. So are sums over tokens, over the parts of a batch
+    (`train.accumulate`) and over steps: gradients of tables, of vectors and of the head, whose
+    logits come in pieces, accumulated gradients, norms and reports. The gradient of a weight matrix
+    is rounded once, to `compute` and to `params`, before it is used or added to another part's or
+    another device's; so is every gradient, to `params`, before shards of a sequence add theirs.
+
+    There is no fp32 copy of parameters that are stored in bfloat16: an update is added in fp32, and
+    the sum is rounded to the nearest bfloat16, of 8 significant bits. An update below 1/512 of its
+    parameter, or up to twice that, leaves the parameter as it was, however often it comes. Small
+    learning rates so train vectors near 1, such as the scales of norms, little or not at all.
     """
 
     params: Literal["float32", "bfloat16"] = "float32"

@@ -69,34 +69,49 @@ def published(name: str, experiments: Experiments) -> Pretrained | None:
     return oldest if isinstance(oldest, Pretrained) else None
 
 
-def trained_length(name: str, experiments: Experiments) -> int:
-    """Tokens of the longest texts that a variant's weights were trained on.
+def trained_length(name: str, experiments: Experiments) -> int | None:
+    """Tokens of the longest texts that a variant's weights were trained on; None: nobody says.
 
     Those of its own training count, and of every one before it, if it had any steps; of a published
-    model, the length that its config tells. Rows whose positions are spread out (`train.positions`)
-    count as long as they are.
+    model, the length that its config tells, if it does. Rows whose positions are spread out
+    (`train.positions`) count as long as they are.
     """
     lengths = [experiments[n].train.length for n in trainings(name, experiments)]
     model = published(name, experiments)
-    return max(lengths + ([model.trained_length] if model else []))
+    if model is not None and model.trained_length is not None:
+        lengths.append(model.trained_length)
+    return max(lengths, default=None)
+
+
+def cost_length(name: str, experiments: Experiments) -> int | None:
+    """Tokens a row that a variant's training takes; where it has no step, that of its weights."""
+    train = experiments[name].train
+    return train.length if train.steps > 0 else trained_length(name, experiments)
 
 
 def setup_of(experiment: Experiment) -> dict[str, Any]:
-    """What a variant is, for a table: names and sizes, as plain values."""
+    """What a variant is, for a table: names and sizes, as plain values.
+
+    Of one that trains no step, nothing that only a training would have.
+    """
     model, train, start = experiment.model, experiment.train, experiment.init_from
     mixers = [block.mixer for block in model.pattern]
+    training = {
+        "length": train.length,
+        "batch": train.batch,
+        "positions": spec.describe(train.positions) if train.positions else None,
+        "optimizer": spec.describe(train.optimizer),
+        "learning_rate": getattr(train.optimizer, "peak", None),
+        "loss": spec.describe(train.loss),
+        "loss_unit": train.loss.unit,
+    }
     return {
         "mixers": [spec.describe(mixer) for mixer in mixers],
         "heads": [getattr(mixer, "heads", None) for mixer in mixers],
         "layers": len(model.pattern) * model.repeats,
         "width": model.width,
-        "vocabulary": model.vocab,
-        "length": train.length,
-        "batch": train.batch,
+        "vocabulary": model.vocabulary,
         "steps": train.steps,
-        "positions": spec.describe(train.positions) if train.positions else None,
-        "optimizer": spec.describe(train.optimizer),
-        "learning_rate": getattr(train.optimizer, "peak", None),
-        "loss": spec.describe(train.loss),
+        **(training if train.steps else dict.fromkeys(training)),
         "init_from": start if start is None or isinstance(start, str) else spec.describe(start),
     }

@@ -1,6 +1,7 @@
 """Numbers as a reader sees them: short, and the same on the page, in pictures and in a terminal."""
 
 import math
+import unicodedata
 
 
 def or_nan(x: float | None) -> float:
@@ -17,6 +18,13 @@ def short_number(x: float | None) -> str:
         return f"{x:.{2 if abs(x) < 10 else 1 if abs(x) < 100 else 0}f}"
     mantissa, exponent = f"{x:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"
+
+
+def short_count(n: float) -> str:
+    """512, 8.2k, 734k, 1.3M, 70B: in powers of 1000, three figures."""
+    units = ("", "k", "M", "B", "T")
+    power = next((i for i in range(len(units)) if n < 999.5 * 1000**i), len(units) - 1)
+    return f"{n / 1000**power:.3g}{units[power]}"
 
 
 def megaflops(flops: float | None) -> str:
@@ -56,3 +64,9 @@ def plural(n: int, noun: str) -> str:
 def listed(names: list[str]) -> str:
     """a; a and b; a, b and c."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def isolated(name: str) -> str:
+    """A name within a sentence; one written from right to left leaves the words around in order."""
+    rightward = any(unicodedata.bidirectional(c) in ("R", "AL") for c in name)
+    return f"\u2068{name}\u2069" if rightward else name

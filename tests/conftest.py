@@ -7,6 +7,7 @@ its older emitters of fused loops, where it still has them: they take a third of
 import os
 import random
 import runpy
+import signal
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,18 @@ def texts(tmp_path_factory) -> Path:
         words = chance.choices(WORDS, k=chance.randrange(80, 800))
         (folder / f"{number:02}.txt").write_bytes(" ".join(words).encode() + b"\xff\xfe\n")
     return folder
+
+
+@pytest.fixture
+def heeded():
+    """Signals that this process was told to ignore, by nohup or as a job in the background."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 WORK = """
 import os, sys, time
-from lcx.parallel import processes
+from lcx.parallel import preemption as asked, processes
 processes.join()
 import jax
 from jax.experimental.multihost_utils import process_allgather
@@ -17,13 +17,13 @@ if how == "dies" and me == 1:
     print("the cause", flush=True)
     os.kill(os.getpid(), 9)
 if how == "waits" and not os.path.exists("saved"):
-    with processes.Preemption() as preemption:
+    with asked.Preemption() as preemption:
         open(f"ready-{me}", "w").close()
         while not preemption.reached():
             time.sleep(0.05)
     process_allgather(jax.numpy.ones(1))
     open("saved", "w").close()
-    sys.exit(processes.PREEMPTED)
+    sys.exit(asked.PREEMPTED)
 """
 """A program that joins and adds up, and then dies, waits until it is asked to end, or ends."""
 

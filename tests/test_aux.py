@@ -16,6 +16,7 @@ from lcx.mixers import LinearAttention
 from lcx.model import LM, WRITTEN_OUT
 from lcx.parallel.mesh import BATCH, Mesh, make_mesh, shardings
 from lcx.training.loop import fresh_state, jit_step, restore_params, train
+from lcx.training.origin import Origin
 from lcx.training.runs import Run
 from lcx.types import Aux, Batch, Context, Output, joined
 from tests.tiny import tiny
@@ -151,7 +152,7 @@ def test_dropout_is_drawn_anew_each_step_and_resumes_with_the_same_bits(experime
 
     def trained(name):
         run = Run(tmp_path / name)
-        run.claim(experiment)
+        run.claim(experiment, Origin(), {})
         train(experiment, run, corpus, None, quiet)
         return run
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from lcx import cache, progress
 from lcx.data import (
     BPE,
     SOURCES,
@@ -20,20 +19,15 @@ from lcx.data import (
     TFDS,
     TOKENIZERS,
     Bytes,
-    Conversations,
     Corpus,
     Data,
     Documents,
     PythonCorpus,
     TextFiles,
-    Tokenizer,
-    TokenizerFile,
-    cache,
     packing,
 )
-from lcx.data import tokenizers as lcx_tokenizers
 from lcx.data.documents import split_of
-from lcx.data.tokenizers import ByteLevelTokenizer
+from lcx.data.duplicates import with_near_copies
 from lcx.protocols import ByPosition, SameTargets
 
 
@@ -248,119 +242,20 @@ def test_measured_documents_are_whole(tmp_path: Path):
     assert names[0] != names[1]
 
 
-# Tokenizers
-
-
-@pytest.fixture(scope="module")
-def bpe(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("bpe")
-    source = write(folder, {"a.txt": Path(__file__).read_bytes() + "żółw 你好 \xff".encode()})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LCX_CACHE", str(folder / "cache"))
-        return BPE(400).load(source.documents())
-
-
-ANY_BYTES = st.lists(
-    st.binary(max_size=12)
-    | st.text(max_size=20).map(str.encode)
-    | st.sampled_from([b"<s>", b"def test(", b"assert ", b"\xed\xa0\x80", b"\xe4\xbd", b"\r\n "])
-).map(b"".join)
-
-
-@given(ANY_BYTES)
-def test_any_bytes_come_back(bpe: Tokenizer, text: bytes):
-    for tokenizer in (Bytes().load(Documents([], lambda i: b"")), bpe):
-        ids = tokenizer.encode(text)
-        assert ids.dtype == np.int32
-        assert tokenizer.bos not in ids
-        assert tokenizer.decode(ids) == text
-        assert tokenizer.decode([tokenizer.bos, *ids.tolist()]) == text
-        assert tokenizer.byte_lengths[ids].sum() == len(text)
-        assert tokenizer.byte_lengths[tokenizer.bos] == 0
-        assert tokenizer.byte_lengths.shape == (tokenizer.vocab_size,)
-
-
-def test_bpe_compresses_and_has_every_byte(bpe: Tokenizer):
-    assert bpe.vocab_size == 400
-    text = Path(__file__).read_bytes()
-    assert len(bpe.encode(text)) < 0.6 * len(text)
-    every = bytes(range(256))
-    assert bpe.decode(bpe.encode(every)) == every
-    assert (bpe.byte_lengths >= 1).sum() == 399
-    with pytest.raises(ValueError, match="to 400, the vocabulary has 0 to 399"):
-        bpe.decode([3, 400])
-
-
-def test_bpe_is_trained_once_on_train_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    texts = {f"{i}.txt": b"some words and words and more %d " % i * 20 for i in range(20)}
-    data = Data(write(tmp_path / "a", texts), BPE(270), validation=0.2, test=0.3)
-    corpus = data.load()
-    held_out = corpus.documents("test").names[0]
-    changed = texts | {held_out: b"entirely different letters " * 20}
-    other = Data(write(tmp_path / "b", changed), BPE(270), validation=0.2, test=0.3)
-
-    with monkeypatch.context() as patch:
-        patch.setenv("LCX_CACHE", str(tmp_path / "elsewhere"))
-        assert data.load().tokenizer.fingerprint == corpus.tokenizer.fingerprint
-
-    monkeypatch.setattr(lcx_tokenizers, "_trained", None)
-    for again in (data, other):
-        assert again.load().tokenizer.fingerprint == corpus.tokenizer.fingerprint
-    assert other.load().fingerprint != corpus.fingerprint
-
-
-def hf_tokenizer(path: Path, bos: str = "<s>", **changes: object) -> TokenizerFile:
-    """A byte-level tokenizer file, with parts of its JSON replaced."""
-    import tokenizers
-
-    model = tokenizers.ByteLevelBPETokenizer()
-    model.train_from_iterator(["some words, more words"], 280, special_tokens=[bos])
-    content = json.loads(model.to_str()) | changes
-    path.write_text(json.dumps(content))
-    return TokenizerFile(str(path))
-
-
-@pytest.mark.parametrize("bos", ["<s>", "<|begin_of_text|>", "<|endoftext|>", "<bos>"])
-def test_tokenizer_file(tmp_path: Path, bos: str):
-    truncation = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
-    spec = hf_tokenizer(tmp_path / "t.json", bos, truncation=truncation, normalizer={"type": "NFC"})
-    tokenizer = spec.load(Documents([], lambda i: b""))
-    text = f"more words \xff {bos} cafe\u0301".encode() + b"\xff\xfe"
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.bos == 0
-    assert len(tokenizer.encode(b"words")) < 5
-
-
-def test_tokenizer_file_without_the_bytes_that_utf_8_never_holds(tmp_path: Path):
-    """GPT-NeoX's, and so Pythia's, is one."""
-    path = tmp_path / "t.json"
-    hf_tokenizer(path)
-    content = json.loads(path.read_text())
-    never = {lcx_tokenizers.BYTE_TO_CHAR[byte] for byte in lcx_tokenizers.NOT_IN_UTF8}
-    vocab = content["model"]["vocab"]
-    content["model"]["vocab"] = {token: n for token, n in vocab.items() if token not in never}
-    path.write_text(json.dumps(content))
-    tokenizer = TokenizerFile(str(path)).load(Documents([], lambda i: b""))
-    text = "caf\u00e9 \u4e2d\u6587 \U0001f600".encode() + b"\x80"
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-    with pytest.raises(ValueError, match=r"t\.json.*: no token for the byte 0xFF, .* not UTF-8"):
-        tokenizer.encode(b"words \xff")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"bos": "[CLS]"}, r"no BOS .* <s>, <\|begin_of_text\|>, <\|endoftext\|>, <bos>"),
-        ({"normalizer": {"type": "Lowercase"}}, "it changes text: .*CAPITALS.* comes back as"),
-        ({"pre_tokenizer": {"type": "Whitespace"}}, "it changes text"),
-        ({"model": {"type": "BPE", "vocab": {"<s>": 0, "a": 1}, "merges": []}}, "255 of the 256"),
-        ({"model": {"type": "nonsense"}}, "cannot read it"),
-    ],
-)
-def test_tokenizer_file_that_would_miscount_is_refused(tmp_path: Path, changes, message):
-    spec = hf_tokenizer(tmp_path / "t.json", **changes)
-    with pytest.raises(ValueError, match=message):
-        spec.load(Documents([], lambda i: b""))
+def test_long_work_on_documents_shows_a_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    documents = write(tmp_path, some_texts()).documents()
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    packing.Tokens.of(documents, Bytes().load(documents))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    packing.Tokens.of(documents.select(range(3)), Bytes().load(documents))
+    assert "tokenizing" in (shown := capsys.readouterr().err)
+    assert "3/3" in shown
+    monkeypatch.delenv("FORCE_COLOR")
+    with_near_copies(documents, 0.5)
+    assert capsys.readouterr().err == ""
 
 
 # Prepared data
@@ -491,8 +386,28 @@ def test_missing_and_empty_files(tmp_path: Path):
         TextFiles(str(tmp_path / "*.txt")).documents()
     with pytest.raises(ValueError, match="all 2 matching files are empty"):
         write(tmp_path, {"a.txt": b"", "b.txt": b""}).documents()
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        TokenizerFile(str(tmp_path / "t.json")).load(Documents([], lambda i: b""))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = write(tmp_path, {"a.txt": b"a", "b.txt": b"b"})
+    (tmp_path / "folder.txt").mkdir()
+    assert source.documents().names == ["a.txt", "b.txt"]
+    with pytest.raises(FileNotFoundError, match=r"it is a folder; write '.*/\*\*/\*\.txt'"):
+        TextFiles(str(tmp_path)).documents()
+    (tmp_path / "c.txt").symlink_to("gone.txt")
+    with pytest.raises(FileNotFoundError, match=r"c\.txt is a link to gone\.txt, which is not"):
+        source.documents()
+    (tmp_path / "c.txt").unlink()
+    # to root every file is open
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "b.txt")
+    with pytest.raises(ValueError, match=r"no permission to read .*b\.txt"):
+        source.documents()
+
+
+def test_a_path_with_characters_of_patterns_is_itself(tmp_path: Path):
+    write(tmp_path / "[old]", {"w[128]*.txt": b"star", "w1.txt": b"one"})
+    found = TextFiles(str(tmp_path / "[old]" / "w[128]*.txt")).documents()
+    assert list(found) == [("w[128]*.txt", b"star")]
 
 
 @pytest.mark.parametrize(
@@ -520,11 +435,6 @@ def test_empty_splits_are_named(tmp_path: Path):
         nothing.batches(8, 1, 0)
 
 
-def test_vocabulary_below_the_bytes():
-    with pytest.raises(ValueError, match="at least 257, for 256 bytes and BOS"):
-        BPE(256)
-
-
 def test_short_documents_can_be_left_out_of_training_alone(texts):
     every = Data(TextFiles(f"{texts}/*.txt"), validation=0.2, test=0.2)
     corpus, long = every.load(), replace(every, at_least=1500).load()
@@ -543,55 +453,3 @@ def test_short_documents_can_be_left_out_of_training_alone(texts):
         replace(every, at_least=99_999).load().check(64, SameTargets(contexts=(16,)))
     with pytest.raises(ValueError, match="at_least cannot be negative"):
         Data(at_least=-1)
-
-
-def test_conversations_are_documents_of_turns(tmp_path):
-    turns = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Yes."}]
-    other = [{"from": "system", "value": "Be brief."}, *turns]
-    chats = [{"id": "a", "conversations": turns}, {"conversations": other}]
-    path = tmp_path / "chats.json"
-    path.write_text(json.dumps(chats))
-    documents = Conversations(str(path)).documents()
-    assert documents.names == ["chats.json/a", "chats.json/1"]
-    assert documents[0].text == b"USER: Hello?\n\nASSISTANT: Yes."
-    assert documents[1].text == b"SYSTEM: Be brief.\n\nUSER: Hello?\n\nASSISTANT: Yes."
-    for wrong in ("[1]", '{"a": 1}', '[{"turns": []}]', "not JSON"):
-        path.write_text(wrong)
-        with pytest.raises(ValueError, match="is no list of conversations"):
-            Conversations(str(path)).documents()
-
-
-def llama_2_like() -> str:
-    """A tokenizer built as that of Llama 2 is, with a few merges."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
-
-    words = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
-    words += [*"▁abcdehlortw,.", "▁t", "he", "▁the", "lo"]
-    vocab = {word: i for i, word in enumerate(words)}
-    merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("l", "o")]
-    model = models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    made = Tokenizer(model)
-    made.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    strip = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    made.decoder = decoders.Sequence([*strip, decoders.Strip(" ", 1, 0)])
-    made.add_special_tokens(["<unk>", "<s>", "</s>"])
-    return made.to_str()
-
-
-@given(st.binary(max_size=60) | st.text(alphabet="the lo▁<s>é\n", max_size=60).map(str.encode))
-def test_a_tokenizer_that_falls_back_to_bytes_loses_nothing(text):
-    tokenizer = ByteLevelTokenizer(llama_2_like(), "here")
-    ids = tokenizer.encode(text)
-    assert tokenizer.decode(ids) == text
-    assert tokenizer.byte_lengths[ids].sum() == len(text)
-
-
-def test_a_tokenizer_that_falls_back_to_bytes_uses_its_words():
-    tokenizer = ByteLevelTokenizer(llama_2_like(), "here")
-    assert tokenizer.bos == 1
-    ids = tokenizer.encode(b"lo the <s>\xff")
-    pieces = [tokenizer.decode(ids[i : i + 1]) for i in range(len(ids))]
-    assert pieces == [b"lo", b" the", b" ", b"<", b"s", b">", b"\xff"]
-    assert tokenizer.decode([1]) == b""

@@ -15,6 +15,7 @@ from lcx.evaluation import evaluate as evaluation
 from lcx.mixers import RWKV4, SoftmaxAttention
 from lcx.model import LM
 from lcx.parallel.mesh import Mesh
+from lcx.parallel.preemption import Preempted, Preemption
 from lcx.protocols import PROTOCOLS, ByPosition, Recall, SameTargets, Sliding, Text
 from lcx.protocols.base import check_measures
 from lcx.protocols.measures import PERPLEXITY, token_scores
@@ -200,3 +201,38 @@ def test_a_measure_of_what_is_not_scored_is_refused_before_any_work():
     check_measures(SameTargets())
     with pytest.raises(ValueError, match="averages 'bits', but `scores` gives 'hits', 'nll'"):
         check_measures(Own())
+
+
+class After(Preemption):
+    """A request to end that comes after so many excerpts."""
+
+    def __init__(self, excerpts: int):
+        super().__init__()
+        self.left = excerpts
+
+    def reached(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def test_an_evaluation_that_is_ended_goes_on_where_it_was(corpus, texts, tmp_path):
+    experiment = tiny(f"{texts}/*.txt")
+    params = jax.jit(experiment.model.init)(jax.random.key(0))
+    draft, quiet = tmp_path / "eval" / "it.draft.jsonl", Console(quiet=True)
+
+    def scores(preemption: Preemption | None) -> list:
+        asked = (experiment, params, corpus, "it", quiet, preemption, draft)
+        return evaluation.evaluate(*asked)[0]
+
+    with pytest.raises(Preempted, match=r"it: 5 of \d+ excerpts are evaluated"):
+        scores(After(5))
+    with draft.open("a") as file:
+        file.write('{"job": 1, "docu')  # and it was killed while it wrote
+    with pytest.raises(Preempted, match=r"it: 7 of \d+ excerpts"):
+        scores(After(2))
+    parts = scores(None)
+    draft.unlink()
+    whole = scores(None)
+    for a, b in zip(parts, whole, strict=True):
+        assert a["documents"] == b["documents"]
+        assert a["reach"] == b["reach"]

@@ -10,6 +10,7 @@ from rich.console import Console
 from lcx.evaluation.evaluate import evaluate
 from lcx.spec import encode
 from lcx.training.loop import restore_params, train
+from lcx.training.origin import Origin
 from lcx.training.runs import Run, write_json
 from tests.tiny import tiny
 
@@ -20,7 +21,7 @@ GUIDE = Path(__file__).parents[1] / "docs" / "guide.md"
 def here(texts, tmp_path, monkeypatch):
     experiment = tiny(f"{texts}/*.txt")
     run = Run(tmp_path / "runs" / "quickstart" / "softmax")
-    run.claim(experiment)
+    run.claim(experiment, Origin(), {})
     corpus = experiment.data.load()
     train(experiment, run, corpus, None, Console(quiet=True))
     points, _ = evaluate(

@@ -11,6 +11,7 @@ import pytest
 
 from lcx import logits as logits_of
 from lcx.block import Block
+from lcx.checking.bounds import rounding
 from lcx.experiment import Experiment, check_cuts
 from lcx.layers import CHANNELS, LayerNorm, RWKVChannelMix, SwiGLU
 from lcx.losses import CrossEntropy
@@ -36,7 +37,7 @@ from lcx.parallel.mesh import Mesh, make_mesh, shardings
 from lcx.positions import RoPE
 from lcx.sparsity import Fixed, ShiftedGroups, Strided, TopBlocks, Window
 from lcx.types import Batch, Context
-from tests.bounds import assert_rounded, rounding
+from tests.bounds import assert_rounded
 
 SMALL = SwiGLU(hidden=24)
 HYBRID = LM(
@@ -86,7 +87,13 @@ HYBRIDS = {
 }
 
 
-@pytest.mark.parametrize("name", HYBRIDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("values handed on", "jamba")))
+        for name in HYBRIDS
+    ],
+)
 def test_a_hybrid_trains_streams_and_decodes(name, tokens):
     model, segments = HYBRIDS[name], segments_of(tokens)
     optimizer = optax.adam(1e-2)
@@ -197,6 +204,7 @@ def test_parameters_are_counted_without_being_made():
     assert count_parameters(replace(model, tied=False)) == 2 * 11 * 16 + 3 * block + 16
 
 
+@pytest.mark.slow
 def test_loss_in_pieces_equals_the_loss_of_all_logits(params, tokens, monkeypatch):
     weights = (jnp.arange(40) % 7 > 0).astype(jnp.float32)[None].repeat(2, 0)
     batch = Batch(tokens, targets=jnp.where(weights > 0, tokens, -1))

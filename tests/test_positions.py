@@ -73,6 +73,7 @@ def test_alibi_is_a_bias_on_distance(start):
     np.testing.assert_allclose(sparse(Full(), ALiBi(), start)[0], expected, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", [Strided(32), ShiftedGroups(64)], ids=describe)
 def test_alibi_under_a_sparsity_is_the_same_bias_on_fewer_keys(sparsity):
     """Whole, and in pieces with a state."""

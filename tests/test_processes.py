@@ -13,11 +13,14 @@ import jax
 import pytest
 
 from lcx.parallel import processes
-from lcx.parallel.processes import JoinError, Preemption, local_devices
+from lcx.parallel.preemption import PREEMPTED
+from lcx.parallel.processes import JoinError, local_devices
+
+pytestmark = pytest.mark.usefixtures("heeded")
 
 JOINS = """
 import os, signal, sys, time
-from lcx.parallel import processes
+from lcx.parallel import preemption as asked, processes
 try:
     processes.join()
 except (ValueError, processes.JoinError) as error:
@@ -35,7 +38,7 @@ STEPS = (
     JOINS
     + """
 gather()
-with processes.Preemption() as preemption:
+with asked.Preemption() as preemption:
     print('steps', flush=True)
     for step in range(600):
         time.sleep(0.05)
@@ -45,7 +48,7 @@ with processes.Preemption() as preemption:
             time.sleep(0.2)
             assert preemption.reached()
             print(f'saved {step}.', flush=True)
-            sys.exit(processes.PREEMPTED)
+            sys.exit(asked.PREEMPTED)
 """
 )
 
@@ -229,21 +232,9 @@ def test_an_error_of_one_process_ends_it_with_its_code_and_the_other_soon(how):
     assert time.monotonic() - began < 40  # and not the 60 seconds that JAX was told to wait
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_one_process_notes_signals_and_gives_them_back(number):
-    before, interrupt = signal.getsignal(number), signal.getsignal(signal.SIGINT)
-    with Preemption() as preemption:
-        assert not preemption.reached()
-        os.kill(os.getpid(), number)
-        os.kill(os.getpid(), number)
-        assert preemption.reached()
-        assert signal.getsignal(signal.SIGINT) == interrupt
-    assert signal.getsignal(number) == before
-    with Preemption() as preemption:
-        assert not preemption.reached()
-
-
-@pytest.mark.parametrize(("number", "to"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 0)])
+@pytest.mark.parametrize(
+    ("number", "to"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 0), (signal.SIGINT, 0)]
+)
 def test_all_processes_end_at_the_same_step(number, to):
     port = free_port()
     children = [start(STEPS, n, 2, port) for n in range(2)]
@@ -252,7 +243,7 @@ def test_all_processes_end_at_the_same_step(number, to):
             assert child.poll() is None
     children[to].send_signal(number)
     (first, said, err), (second, also, _) = ended(children)
-    assert first == second == processes.PREEMPTED, err
+    assert first == second == PREEMPTED, err
     saved = [re.findall(r"saved \d+\.", out) for out in (said, also)]  # gloo prints, too
     assert len(saved[0]) == 1
     assert saved[0] == saved[1]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.quickstart
-FILE = Path("runs/quickstart/report/report.json")
+FILE = Path("runs/quickstart/report/SameTargets/report.json")
 
 
 @pytest.fixture(scope="module")

@@ -321,6 +321,7 @@ def test_the_short_convolution_is_a_sum_over_taps():
     np.testing.assert_array_equal(last[1], fp32(x)[1, 6:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear attention", "gated", "delta", "diagonal delta", "lru"])
 def test_memory_is_linear_in_the_length(name):
     """What the compiled gradient needs besides its arguments."""

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from lcx.experiment import load
-from lcx.parallel.processes import PREEMPTED
+from lcx.experiment_file import load
+from lcx.parallel.preemption import PREEMPTED
 from lcx.training.loop import restore_params
 from lcx.training.runs import Run
 

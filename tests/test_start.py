@@ -48,3 +48,20 @@ def test_a_process_starts_again_only_where_it_gains_large_pages(
 
 def test_nothing_happens_where_the_system_has_no_such_policy(tmp_path):
     huge_pages(tmp_path / "absent")
+
+
+def test_ctrl_c_ends_the_command_where_an_exception_would_be_lost():
+    """As in a destructor: while JAX is imported its callbacks run there."""
+    script = (
+        "import os, signal, lcx.command.start as start\n"
+        "class Lost:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGINT)\n"
+        "def work():\n"
+        "    Lost()\n"
+        "    print('went on')\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "start._main = work; start.main()\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "lcx: interrupted\n")

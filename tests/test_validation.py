@@ -14,6 +14,7 @@ from lcx.positions import PoSE
 from lcx.protocols import Recall
 from lcx.training import loop as module
 from lcx.training.loop import Validation, restore_params, train
+from lcx.training.origin import Origin
 from lcx.training.runs import Run
 from lcx.types import Batch
 from tests.tiny import tiny
@@ -28,7 +29,7 @@ def experiment(texts):
 
 def trained(experiment, folder) -> Run:
     run = Run(folder)
-    run.claim(experiment)
+    run.claim(experiment, Origin(), {})
     train(experiment, run, experiment.data.load(), None, Console(quiet=True))
     return run
 

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from lcx.cost import cost_of
 from lcx.experiment import Experiment, Train
 from lcx.positions import PoSE
 from lcx.pretrained import Pretrained
 from lcx.variants import (
     check_seeds,
+    cost_length,
     count_runs,
     published,
     setup_of,
@@ -60,6 +62,25 @@ def test_a_published_model_was_trained_at_its_own_length(llama):
     assert trainings("given", given) == []
     assert [count_runs(name, given) for name in given] == [1, 3, 1]
     check_seeds(given, given)  # several fine-tunes of one published model
+    assert [cost_length(name, given) for name in given] == [2048, 512, 8192]
+
+
+def test_what_trains_no_step_has_nothing_of_a_training(llama, monkeypatch):
+    given = {
+        "given": replace(ROOT, train=Train(steps=0), init_from=llama),
+        "tuned": replace(ROOT, init_from="given"),
+    }
+    setup = setup_of(given["given"])
+    assert setup["steps"] == 0
+    only = ("length", "batch", "positions", "optimizer", "learning_rate", "loss")
+    assert {setup[key] for key in only} == {None}
+    assert None not in [setup_of(given["tuned"])[key] for key in only if key != "positions"]
+    # a config that says no length
+    monkeypatch.setattr(Pretrained, "trained_length", None)
+    assert [trained_length(name, given) for name in given] == [None, 512]
+    assert [cost_length(name, given) for name in given] == [None, 512]
+    cost = cost_of(ROOT.model, None, [64])
+    assert cost == cost_of(ROOT.model, 512, [64]) | {"training_flops": None}
 
 
 def test_runs_of_a_chain_are_as_many():

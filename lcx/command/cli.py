@@ -1,34 +1,22 @@
-"""The `lcx` command."""
+"""The `lcx` command: what it takes.
+
+What it does is imported when it is asked for, so that help is there at once.
+"""
 
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
-from lcx import spec
-from lcx.command.reference import reference
-from lcx.command.session import Session, open_session
-from lcx.command.wavelengths import print_wavelengths, wavelengths, write_picture
-from lcx.cost import cost_of
-from lcx.evaluation.metrics import Evaluation
-from lcx.experiment import TABLES, choose, load
-from lcx.parallel.processes import PREEMPTED, JoinError, Preempted, is_primary, join, leave
-from lcx.planning.chips import CHIPS, chip_named
-from lcx.planning.plan import check_devices, elsewhere, print_plans
-from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, Learned, PositionScheme, Scaling
-from lcx.report.writer import print_costs, print_table, write_report
-from lcx.tracebacks import own_lines, shown
-from lcx.training.checkpoint import CorruptCheckpointError
-from lcx.training.log import NonFiniteLossError
-from lcx.training.runs import write_json
+from lcx import __version__
+from lcx.planning.chips import CHIPS
 
+FileOrFolder = Annotated[
+    Path, arg(help="experiment file, experiments/quickstart.py for one; or a folder of its runs")
+]
 File = Annotated[Path, arg(help="experiment file, experiments/quickstart.py for one")]
 Out = Annotated[
     Path | None, arg(help="folder of the results; by default runs/ and the file's name")
@@ -50,61 +38,110 @@ Set = Annotated[
     ),
 ]
 
+Reuse = Annotated[
+    FlagCreatePairsOff[bool],
+    arg(
+        help="take a finished run as it is, though its texts, code or beginning have changed; the "
+        "page says so"
+    ),
+]
+
+ABOUT = "What does a language model gain, and pay, as its context grows? (lcx --version: which lcx)"
+
 POSITION_HELP = "the scheme, such as 'RoPE(scaling=YaRN(4, original=256))'"
 
 
 def train_command(
-    file: Positional[File],
+    file: Positional[FileOrFolder],
     out: Out = None,
     only: Only = None,
     seeds: Seeds = None,
     assignments: Set = (),
-) -> None:
+    reuse: Reuse = False,
+) -> int:
     """Train the variants of an experiment file; one that was interrupted resumes."""
-    with open_session(file, out, only, assignments, seeds) as session:
-        for name in session.order:
-            session.train(name)
+    from lcx.command.work import Asked, train
+
+    return train(Asked(file, out, only, assignments, seeds, reuse))
 
 
 def evaluate_command(
-    file: Positional[File],
+    file: Positional[FileOrFolder],
     out: Out = None,
     only: Only = None,
     seeds: Seeds = None,
     assignments: Set = (),
-) -> None:
+    reuse: Reuse = False,
+) -> int:
     """Evaluate trained variants; a result that is there already is reused."""
-    with open_session(file, out, only, assignments, seeds) as session:
-        report(session, {name: session.evaluate(name) for name in session.chosen})
+    from lcx.command.work import Asked, evaluate
+
+    return evaluate(Asked(file, out, only, assignments, seeds, reuse))
 
 
 def compare_command(
-    file: Positional[File],
+    file: Positional[FileOrFolder],
     out: Out = None,
     only: Only = None,
     seeds: Seeds = None,
     assignments: Set = (),
-) -> None:
+    reuse: Reuse = False,
+) -> int:
     """Train and evaluate every variant, and write the report: the main job."""
-    with open_session(file, out, only, assignments, seeds) as session:
-        results = {}
-        for name in session.order:
-            session.train(name)
-            if name in session.chosen:
-                results[name] = session.evaluate(name)
-        report(session, results)
+    from lcx.command.work import Asked, compare
+
+    return compare(Asked(file, out, only, assignments, seeds, reuse))
 
 
-def report(session: Session, results: dict[str, list[Evaluation]]) -> None:
-    """The page, the pictures and the table of the chosen variants."""
-    if not is_primary():
-        return
-    in_order = [result for name in session.chosen for result in results[name]]
-    curves = {name: [r.read_metrics() for r in session.runs(name)] for name in session.chosen}
-    folder = session.out / "report"
-    written = write_report(folder, session.file.path.stem, session.file.question, in_order, curves)
-    print_table(written, session.console)
-    session.console.print(f"The page: {folder / 'report.html'}", highlight=False)
+def report_command(
+    folder: Positional[Annotated[Path, arg(help="folder of runs, runs/quickstart for one")]],
+    baseline: Annotated[
+        str | None, arg(help="the variant that the others are compared against")
+    ] = None,
+) -> None:
+    """Write the pages of a folder's runs again, from what is evaluated by now."""
+    from lcx.command.work import write_again
+
+    write_again(folder, baseline)
+
+
+def check_command(
+    file: Positional[Annotated[Path, arg(help="experiment file with classes of your own")]],
+    only: Only = None,
+    assignments: Set = (),
+) -> int:
+    """Try the mixers, sparsities and positions of your own against the laws: causality and more.
+
+    Seconds each, in miniature; no data is read. Exit code 1 where a law is broken.
+    """
+    from lcx.command.check import check
+
+    return check(file, only, assignments)
+
+
+def generate_command(
+    folder: Positional[
+        Annotated[Path, arg(help="a run, runs/quickstart/softmax for one; or a published model")]
+    ],
+    prompt: Annotated[str, arg(help="the beginning of the text")],
+    max_new: Annotated[int, arg(help="tokens to be written at most")] = 200,
+    decoding: Annotated[
+        str, arg(help="how tokens are chosen, such as 'TopP(0.9, temperature=0.8)'")
+    ] = "Greedy()",
+    seed: Annotated[int, arg(help="of the first sample; others count on from it")] = 0,
+    samples: Annotated[int, arg(help="texts to be written")] = 1,
+    stop: Annotated[
+        UseAppendAction[tuple[str, ...]],
+        arg(help="a string that ends the text, and is left out. May be given again"),
+    ] = (),
+    json: Annotated[
+        FlagCreatePairsOff[bool], arg(help="print the ids, too, as JSON, when all is written")
+    ] = False,
+) -> None:
+    """Write on from a prompt, by a trained variant of any mixer."""
+    from lcx.command.writing import Asked, generate
+
+    generate(Asked(folder, prompt, max_new, decoding, seed, samples, stop, json))
 
 
 def list_command(
@@ -113,26 +150,23 @@ def list_command(
         Path | None,
         arg(help="experiment file: list what each of its variants takes"),
     ] = None,
-    markdown: Annotated[bool, arg(help="print docs/reference.md instead")] = False,
+    markdown: Annotated[
+        FlagCreatePairsOff[bool], arg(help="print docs/reference.md instead")
+    ] = False,
 ) -> None:
     """List mixers, position schemes, tasks and experiments; or what an experiment takes."""
-    console = Console()
     if markdown:
+        from lcx.command.reference import reference
+
         print(reference(), end="")
-        return
-    if cost is not None:
-        variants = load(cost).experiments.items()
-        lengths = sorted({c for _, e in variants for c in e.evaluation.contexts})
-        print_costs({n: cost_of(e.model, e.train.length, lengths) for n, e in variants}, console)
-        return
-    for title, table in TABLES.items():
-        rows = {name: (cls.__doc__ or "").strip().split("\n")[0] for name, cls in table.items()}
-        console.print(_listing(title, rows))
-    found = {}
-    for path in sorted(folder.glob("*.py")):
-        question = load(path).question.split("\n")[0]
-        found[str(path)] = question
-    console.print(_listing("experiments", found or {"none": f"no experiment file in {folder}/"}))
+    elif cost is not None:
+        from lcx.command.work import list_costs
+
+        list_costs(cost)
+    else:
+        from lcx.command.listing import print_listing
+
+        print_listing(folder)
 
 
 def positions_command(
@@ -143,18 +177,9 @@ def positions_command(
     out: Annotated[Path, arg(help="the picture, .png or .svg")] = Path("runs/positions.png"),
 ) -> None:
     """Show which rotary pairs a longer text interpolates, and which it extrapolates."""
-    known = POSITIONS | SCALINGS | TRAINING_POSITIONS | {"Learned": Learned}
-    scheme = spec.parse(position, known)
-    if not isinstance(scheme, PositionScheme):
-        fits = f"; write RoPE(scaling={position})" if isinstance(scheme, Scaling) else ""
-        raise ValueError(f"{position} is no position scheme{fits}")
-    if out.suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--out {out}: the picture's name must end in .png, .svg or .pdf")
-    waves = wavelengths(scheme, width, train_len, eval_len)
-    console = Console()
-    print_wavelengths(waves, console)
-    write_picture(waves, out)
-    console.print(f"The picture: {out}", highlight=False)
+    from lcx.command.work import positions
+
+    positions(position, train_len, eval_len, width, out)
 
 
 def plan_command(
@@ -166,81 +191,44 @@ def plan_command(
     out: Annotated[Path | None, arg(help="also write the numbers here, as JSON")] = None,
 ) -> None:
     """Tell what training would take on many devices, without having them."""
-    chip_named(chip).wire(devices)
-    experiments, chosen = choose(load(file).experiments, only, assignments)
-    for name in chosen:
-        try:
-            check_devices(experiments[name], devices)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-    console = Console()
-    plans = []
-    for name in chosen:
-        with console.status(f"{name}: compiling for {devices} devices"):
-            plans.append(elsewhere([str(file), name, chip, *assignments], devices))
-    print_plans(plans, console)
-    if out is not None:
-        write_json(out, {made.variant: asdict(made) for made in plans})
+    from lcx.command.work import plan
 
-
-def _listing(title: str, rows: dict[str, str]) -> Table:
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, show_header=False
-    )
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column()
-    for name, line in rows.items():
-        table.add_row(name, line)
-    return table
+    plan(file, devices, only, assignments, chip, out)
 
 
 COMMANDS = {
     "compare": compare_command,
     "train": train_command,
     "evaluate": evaluate_command,
+    "report": report_command,
+    "generate": generate_command,
+    "check": check_command,
     "list": list_command,
     "positions": positions_command,
     "plan": plan_command,
 }
 
 
-ERRORS = (
-    ValueError,
-    FileNotFoundError,
-    CorruptCheckpointError,
-    NonFiniteLossError,
-    JoinError,
-)
-"""What the user can mend, or has to know."""
-
-
 def main() -> None:
     """Entry point. Errors of the user's input end in one clear line and exit code 2.
 
-    Errors of the user's code end in the lines of it that led there, and exit code 1. With
-    LCX_TRACEBACK set both end in Python's traceback. A process that was asked to end, and has saved
-    its work, ends with exit code 75 (`lcx.parallel.processes.PREEMPTED`).
+    Errors of the user's code end in the lines of it that led there, and exit code 1, as does a
+    command some of whose variants failed. With LCX_TRACEBACK set errors end in Python's traceback.
+    A process that was asked to end, and has saved its work, ends with a code that says by whom
+    (`lcx.parallel.preemption`).
     """
+    if sys.argv[1:] == ["--version"]:
+        print(f"lcx {__version__}")
+        return
     try:
-        join()
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="lcx", description=__doc__)
-    except Preempted as preempted:
-        Console(stderr=True, quiet=not is_primary()).print(str(preempted), highlight=False)
-        sys.exit(PREEMPTED)
+        code = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="lcx", description=ABOUT)
+    except BrokenPipeError:  # nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
-        message = None if os.environ.get("LCX_TRACEBACK") else _told(error)
-        if message is None:
+        from lcx.command.errors import end
+
+        if not end(error):
             raise
-        Console(stderr=True, soft_wrap=True).print(message, highlight=False)
-        leave(2 if isinstance(error, ERRORS) else 1)
-
-
-def _told(error: Exception) -> str | None:
-    """What is said of an error; None: it is lcx's own, and the whole traceback is needed."""
-    if isinstance(error, ERRORS):
-        lines = own_lines(error)
-        where = f" ({lines[-1].filename}, line {lines[-1].lineno})" if lines else ""
-        return f"[bold red]error:[/] {escape(f'{error}{where}')}"
-    if (text := shown(error)) is None:
-        return None
-    return f"{escape(text)}\n[dim]LCX_TRACEBACK=1 shows the lines of lcx and JAX, too[/]"
+    else:
+        sys.exit(code or 0)

@@ -1,27 +1,35 @@
 """The variants of one command: checked before anything long begins, trained and evaluated."""
 
-import json
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 
 from lcx import spec
+from lcx.command.errors import explained, first_line
 from lcx.cost import cost_of, training_flops
 from lcx.data import Task, Texts
 from lcx.evaluation.evaluate import describe_data, evaluate
 from lcx.evaluation.metrics import Evaluation, about, jsonable
-from lcx.experiment import ExperimentFile, Experiments, choose, load, validate
-from lcx.parallel.processes import Preemption, is_primary
+from lcx.experiment import Experiments
+from lcx.experiment_file import ExperimentFile
+from lcx.parallel.preemption import Preempted, Preemption, several
+from lcx.parallel.processes import is_primary
 from lcx.pretrained import Pretrained
 from lcx.training.checkpoint import CorruptCheckpointError
-from lcx.training.loop import restore_params, train
-from lcx.training.runs import Run, environment, write_json
+from lcx.training.fingerprint import fingerprint
+from lcx.training.further import further, go_further
+from lcx.training.log import NonFiniteLossError
+from lcx.training.loop import finished, restore_params, train
+from lcx.training.origin import Origin
+from lcx.training.runs import FolderTakenError, Run, environment, read_result, write_json
+from lcx.types import Params
 from lcx.variants import (
-    check_links,
-    check_seeds,
+    cost_length,
     count_runs,
     published,
     setup_of,
@@ -39,9 +47,16 @@ class Session:
     experiments: Experiments
     chosen: list[str]
     out: Path
-    corpora: dict[Task, Texts]
     console: Console
     preemption: Preemption
+    changes: dict[str, list[str]]
+    """The assignments that changed each variant."""
+    reuse: bool
+    """Whether a finished run is taken that was made of something else than is asked now."""
+    corpora: dict[Task, Texts] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    """Runs that could not be trained or evaluated, and why, in a line."""
+    _published: dict[Pretrained, str] = field(default_factory=dict)
 
     @property
     def order(self) -> list[str]:
@@ -56,71 +71,179 @@ class Session:
         later = range(1, count_runs(name, self.experiments))
         return [Run(self.out / name), *(Run(self.out / f"{name}.{i}") for i in later)]
 
+    def corpus(self, name: str) -> Texts:
+        """The texts of a variant."""
+        return self.corpora[self.experiments[name].data]
+
+    def origin(self, name: str, seed: int) -> Origin:
+        """What a run is made of now."""
+        experiment = self.experiments[name]
+        start = experiment.init_from
+        if isinstance(start, Pretrained):
+            began_from = self._fingerprint_of(start)
+        else:
+            before = None if start is None else self._begins_from(start, seed).origin
+            began_from = None if before is None else before.weights
+        return Origin(
+            title=self.file.path.stem,
+            folder=str(self.file.path.resolve().parent),
+            place=[*self.experiments].index(name),
+            changes=tuple(self.changes.get(name, ())),
+            data=self.corpus(name).fingerprint,
+            code=self.file.code.of(experiment),
+            began_from=began_from,
+        )
+
+    def _fingerprint_of(self, start: Pretrained) -> str:
+        if start not in self._published:  # every byte is read for it
+            self._published[start] = start.fingerprint()
+        return self._published[start]
+
     def check_folders(self) -> None:
-        """Raise FolderTakenError where a run's folder holds something else."""
+        """Raise FolderTakenError where a run's folder holds something else.
+
+        Texts and code are compared as well, once they are loaded.
+        """
         for name in self.order:
+            loaded = self.experiments[name].data in self.corpora
             for seed, run in enumerate(self.runs(name)):
-                run.check(self.experiments[name].run(seed))
+                origin = self.origin(name, seed) if loaded else None
+                self._differences(name, seed, run, origin)
+
+    def _differences(self, name: str, seed: int, run: Run, origin: Origin | None) -> list[str]:
+        """What a finished run that may be reused was made of otherwise than is asked now."""
+        experiment = self.experiments[name].run(seed)
+        if further(run, experiment) is not None:
+            experiment = run.saved(experiment) or experiment
+        lines = run.check(experiment, origin)
+        if lines and not (self.reuse and finished(experiment, run)):
+            listed = "\n  ".join(lines)
+            ways = "Give another --out, or move that folder away, to train it anew"
+            if finished(experiment, run):
+                ways += "; --reuse takes it as it is, and the page says so"
+            raise FolderTakenError(
+                f"{run.folder} was made of something else; nothing was overwritten.\n  {listed}\n"
+                f"{ways}"
+            )
+        return lines
+
+    def _begins_from(self, parent: str, seed: int) -> Run:
+        begun = self.runs(parent)  # one alone, where a published model came unchanged
+        return begun[min(seed, len(begun) - 1)]
+
+    @contextmanager
+    def guarded(self, run: str) -> Iterator[None]:
+        """What fails here fails alone: it is told, kept in `failures`, and others go on.
+
+        Of several processes all meet a loss that is not finite, and end together on other errors.
+        """
+        try:
+            yield
+        except (Preempted, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if several() and not isinstance(error, NonFiniteLossError):
+                raise
+            self.failures[run] = first_line(error)
+            self.console.print(f"{run} failed; the others go on", style="bold red")
+            if not explained(error):
+                traceback.print_exception(error)
+
+    def check_trained(self) -> None:
+        """Raise ValueError where a chosen variant has a run that is not finished."""
+        for name in self.chosen:
+            for run in self.runs(name):
+                if not finished(self.experiments[name], run):
+                    raise ValueError(
+                        f"{run.name} is not trained in {self.out} (lcx train); leave it out by "
+                        "--only, or lcx compare trains it"
+                    )
 
     def train(self, name: str) -> None:
         """Train each run of a variant, or go on with it, or reuse it."""
-        for seed in range(len(self.runs(name))):
-            self._train(name, seed)
+        for seed, run in enumerate(self.runs(name)):
+            self._pause(run.name)
+            with self.guarded(run.name), run.lock():
+                self._train(name, seed, run)
 
-    def _train(self, name: str, seed: int) -> None:
-        experiment, run = self.experiments[name].run(seed), self.runs(name)[seed]
-        with run.lock():
-            run.check(experiment)
-            if self._reusable(name, run):
-                self.console.print(f"{run.name}: trained already ({run.folder}), reused")
-                return
-            run.claim(experiment)
-            start = None
-            if isinstance(experiment.init_from, Pretrained):
-                start = experiment.init_from.load(experiment.model)
-            elif parent := experiment.init_from:
-                begun = self.runs(parent)  # one alone, where a published model came unchanged
-                start = restore_params(
-                    self.experiments[parent], begun[min(seed, len(begun) - 1)], self.console
-                )
-            corpus = self.corpora[experiment.data]
-            train(experiment, run, corpus, start, self.console, self.preemption)
+    def _train(self, name: str, seed: int, run: Run) -> None:
+        experiment, origin = self.experiments[name].run(seed), self.origin(name, seed)
+        self._differences(name, seed, run, origin)
+        if (step := further(run, experiment)) is not None:
+            go_further(run, experiment, step)
+            self.console.print(
+                f"{run.name}: goes on to {experiment.train.steps} steps from step {step}; what it "
+                f"was is kept in {run.folder / 'earlier'}"
+            )
+        if self._trained(name, run) is not None:
+            self.console.print(f"{run.name}: trained already ({run.folder}), reused")
+            return
+        run.claim(experiment, origin, self.file.code.files)
+        start = None
+        if isinstance(experiment.init_from, Pretrained):
+            start = experiment.init_from.load(experiment.model)
+        elif parent := experiment.init_from:
+            if self._begins_from(parent, seed).name in self.failures:
+                raise ValueError(f"it begins from {parent}, which failed")
+            before = self._begins_from(parent, seed)
+            start = restore_params(self.experiments[parent], before, self.console)
+        train(experiment, run, self.corpus(name), start, self.console, self.preemption)
 
-    def _reusable(self, name: str, run: Run) -> bool:
-        """Whether a run is trained, and its last checkpoint can be read."""
+    def _trained(self, name: str, run: Run) -> Params | None:
+        """The parameters of a run; None where it is not finished, or cannot be read."""
         try:
-            restore_params(self.experiments[name], run, self.console)
+            params = restore_params(self.experiments[name], run, self.console)
         except (FileNotFoundError, CorruptCheckpointError):
-            return False
-        return True
+            return None
+        if (origin := run.origin) is not None and origin.weights is None:
+            run.finish(fingerprint(params))  # it was ended between its last step and this
+        return params
 
     def evaluate(self, name: str) -> list[Evaluation]:
         """Evaluate each run of a trained variant, or reuse its result."""
-        return [self._evaluate(name, seed) for seed in range(len(self.runs(name)))]
+        found = []
+        for seed, run in enumerate(self.runs(name)):
+            if run.name not in self.failures:
+                self._pause(f"the evaluation of {run.name}")
+                with self.guarded(run.name):
+                    found.append(self._evaluate(name, seed, run))
+        return found
 
-    def _evaluate(self, name: str, seed: int) -> Evaluation:
-        experiment, run = self.experiments[name], self.runs(name)[seed]
-        corpus = self.corpora[experiment.data]
-        path = run.evaluation(experiment, corpus.fingerprint)
-        if path.exists():
-            self.console.print(f"{run.name}: evaluated already ({path}), reused")
-            return json.loads(path.read_text())
+    def _evaluate(self, name: str, seed: int, run: Run) -> Evaluation:
+        experiment, corpus = self.experiments[name], self.corpus(name)
+        changed = self._differences(name, seed, run, self.origin(name, seed))
         params = restore_params(experiment, run, self.console)
+        weights = fingerprint(params)
+        run.finish(weights)
+        code = self.file.code.of((experiment.model, experiment.evaluation))
+        parts = [corpus.fingerprint, weights, *code.values()]
+        path = run.evaluation(experiment, parts)
+        if (kept := read_result(path)) is not None:
+            self.console.print(f"{run.name}: evaluated already ({path}), reused")
+            if is_primary():
+                path.touch()  # the page shows the newest, which may be one that --reuse took
+            return cast(Evaluation, kept)
+        if path.exists():
+            self.console.print(f"warning: {path} cannot be read; evaluated again", style="yellow")
+        draft = path.with_suffix(".draft.jsonl")
         scores, seconds = evaluate(
-            experiment, params, corpus, run.name, self.console, self.preemption
+            experiment, params, corpus, run.name, self.console, self.preemption, draft
         )
         stages = trainings(name, self.experiments)
         rows = {n: self.runs(n)[seed].read_metrics() for n in stages}
         last = {n: of_one[-1] for n, of_one in rows.items() if of_one}  # the first process has all
         model = published(name, self.experiments)
+        length = cost_length(name, self.experiments)
         result = Evaluation(
             variant=name,
             seed=seed,
+            weights=weights,
+            changed=changed,
             protocol=spec.encode(experiment.evaluation),
             about=about(experiment.evaluation),
             data=describe_data(experiment, corpus),
-            setup=setup_of(experiment),
-            cost=cost_of(experiment.model, experiment.train.length, experiment.evaluation.contexts),
+            setup=setup_of(experiment) | {"changes": self.changes.get(name, [])},
+            cost=cost_of(experiment.model, length, experiment.evaluation.contexts),
             published=None if model is None else spec.describe(model),
             trainings=stages,
             train_len=trained_length(name, self.experiments),
@@ -135,7 +258,13 @@ class Session:
         )
         if is_primary():
             write_json(path, jsonable(result))
+            draft.unlink(missing_ok=True)
         return result
+
+    def _pause(self, what: str) -> None:
+        """Between two runs: end here if that was asked for."""
+        if self.preemption.reached():
+            self.preemption.end(f"{what} was not begun")
 
     def _flops(self, tokens: dict[str, float]) -> float | None:
         """Of trainings on so many tokens each; None where a formula is missing."""
@@ -147,37 +276,3 @@ class Session:
                 return None
             total += each * n
         return total
-
-
-@contextmanager
-def open_session(
-    file: Path,
-    out: Path | None,
-    only: str | None,
-    assignments: tuple[str, ...],
-    seeds: int | None,
-) -> Iterator[Session]:
-    """Load, override, and check everything that can be known before long work starts.
-
-    seeds: runs of every variant; None: as the file says. While the session is open, a signal to end
-    waits for a good moment. Of several processes the first alone says something.
-    """
-    console = Console(quiet=not is_primary())
-    loaded = load(file)
-    experiments, chosen = choose(loaded.experiments, only, assignments)
-    if seeds is not None:
-        if seeds < 1:
-            raise ValueError(f"--seeds must be at least 1, not {seeds}")
-        experiments = {name: replace(e, seeds=seeds) for name, e in experiments.items()}
-    check_links(experiments)
-    out = out or Path("runs") / file.stem
-    session = Session(loaded, experiments, chosen, out, {}, console, Preemption())
-    check_seeds(session.order, experiments)
-    session.check_folders()
-    for name in session.order:
-        experiment = experiments[name]
-        if experiment.data not in session.corpora:
-            session.corpora[experiment.data] = experiment.data.load()
-        validate(name, experiment, experiments, session.corpora[experiment.data])
-    with session.preemption:
-        yield session

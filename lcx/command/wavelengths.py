@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lcx.positions import PositionScheme, RoPE, XPos
 from lcx.report.look import LIGHT, Look, render
@@ -95,7 +96,7 @@ def print_wavelengths(waves: Wavelengths, console: Console) -> None:
             f"{trained:,.4g}" if trained < 1000 else f"{trained:,.0f}",
             f"{turns:,.3g}" if turns < 1000 else f"{turns:,.0f}",
             f"{stretched / trained:.4g}",
-            f"[{colours[verdict]}]{verdict}[/]",
+            Text(verdict, colours[verdict]),
             f"{known:,.0f}" if verdict == EXTRAPOLATED else "",
         )
     console.print(table)

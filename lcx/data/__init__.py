@@ -1,9 +1,10 @@
 """Text for training and evaluation: where it comes from, how it is tokenized and packed."""
 
+from lcx.data.conversations import Conversations
 from lcx.data.corpus import Corpus, Data
 from lcx.data.documents import SPLITS, Document, Documents
 from lcx.data.recall import MQAR
-from lcx.data.sources import SOURCES, TFDS, Conversations, PythonCorpus, Source, TextFiles
+from lcx.data.sources import TFDS, PythonCorpus, Source, TextFiles
 from lcx.data.task import Task, Texts
 from lcx.data.tokenizers import (
     BPE,
@@ -14,6 +15,9 @@ from lcx.data.tokenizers import (
     TokenizerSpec,
 )
 
+SOURCES: dict[str, type[Source]] = {
+    c.__name__: c for c in (PythonCorpus, TextFiles, TFDS, Conversations)
+}
 TASKS: dict[str, type[Task]] = {c.__name__: c for c in (Data, MQAR)}
 
 __all__ = [

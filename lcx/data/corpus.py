@@ -2,18 +2,19 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Int
 
 from lcx import spec
-from lcx.data.cache import Digest
+from lcx.cache import Digest
 from lcx.data.documents import SPLITS, Documents, split
 from lcx.data.duplicates import with_near_copies
 from lcx.data.sources import PythonCorpus, Source
 from lcx.data.task import Targets
 from lcx.data.tokenizers import Bytes, Tokenizer, TokenizerSpec
+from lcx.data.within import PIECE, split_within
 from lcx.protocols import EvaluationProtocol
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 class Data:
     """What a model is trained and measured on: a source, a tokenizer and the shares held out.
 
-    `validation` and `test` are the expected shares of documents (not of bytes) in those splits.
+    `validation` and `test` are the shares held out: of documents (expected, not of bytes), or under
+    `split="within"` of the bytes of every document.
     """
 
     source: Source = PythonCorpus()
@@ -39,6 +41,13 @@ class Data:
     """Documents at least about so alike go to the same split: Jaccard similarity, see
     `lcx.data.duplicates`. To look for them takes some tenths of a second a megabyte, once; None:
     not looked for."""
+    split: Literal["documents", "within"] = "documents"
+    """What is held out: whole documents, or pieces of each, for texts that are few and long. A
+    piece is a document of its own, and so is what is trained on between two. Near copies stay
+    whole."""
+    piece: int | None = None
+    """Under `split="within"`, the bytes of a piece held out for testing, about; None: 32,768. It
+    has to hold the longest context that is evaluated, and a span."""
 
     def __post_init__(self):
         if not isinstance(self.source, Source):
@@ -55,12 +64,26 @@ class Data:
                 "documents, not negative, that leave some for training"
             )
 
+        if self.split == "within" and self.validation > (1 - self.test) / 2:
+            raise ValueError(
+                f"Data: validation {self.validation} has no room beside test {self.test} in one "
+                f"document: at most {(1 - self.test) / 2:g}, or split='documents'"
+            )
+        if self.piece is not None and (self.split != "within" or self.piece < 1):
+            raise ValueError(
+                f"Data: piece={self.piece} is the bytes of a held-out piece, at least 1, and goes "
+                "with split='within'"
+            )
+
     def load(self) -> "Corpus":
         """Finds the documents and makes the tokenizer ready."""
         documents = self.source.documents()
         if self.alike is not None:
             documents = with_near_copies(documents, self.alike)
-        splits = split(documents, self.validation, self.test)
+        if self.split == "within":
+            splits = split_within(documents, self.validation, self.test, self.piece or PIECE)
+        else:
+            splits = split(documents, self.validation, self.test)
         return Corpus(self, splits, self.tokenizer.load(splits["train"]))
 
 
@@ -103,13 +126,19 @@ class Corpus:
         if split not in SPLITS:
             raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
         if not len(self._splits[split]):
-            total = sum(len(documents) for documents in self._splits.values())
-            raise ValueError(
-                f"none of the {total} documents falls in split {split!r} (validation "
-                f"{self.data.validation}, test {self.data.test}): hold out another share, or add "
-                "documents"
-            )
+            raise ValueError(self._none_in(split))
         return self._splits[split]
+
+    def _none_in(self, split: str) -> str:
+        data, total = self.data, sum(map(len, self._splits.values()))
+        if data.split == "within":
+            what, others = "pieces", ""
+        else:
+            what, others = "documents", "; data.split='within' holds out pieces of long ones"
+        return (
+            f"none of the {total} {what} falls in split {split!r} (validation {data.validation}, "
+            f"test {data.test}): hold out another share, or add documents{others}"
+        )
 
     def _read(self, split: str) -> "packing.Tokens":
         """The tokens of a split; to train on, of the documents that are long enough."""
@@ -154,9 +183,18 @@ class Corpus:
 
         Raises ValueError, which tells the longest document there is, if none is long enough.
         """
-        from lcx.data.targets import choose
+        from lcx.data.targets import TooShortError, choose
 
         if protocol not in self._targets:
             documents, train = self.documents(protocol.split), self._splits["train"]
-            self._targets[protocol] = choose(protocol, documents, train, self.tokenizer)
+            try:
+                self._targets[protocol] = choose(protocol, documents, train, self.tokenizer)
+            except TooShortError as error:
+                if self.data.split != "within":
+                    raise
+                piece = self.data.piece or PIECE
+                raise ValueError(
+                    f"{error}. Pieces of {piece} bytes are held out, or shorter ones of short "
+                    "documents: data.piece is for longer ones, data.test for more"
+                ) from None
         return self._targets[protocol]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
-from lcx.data.cache import Digest
+from lcx.cache import Digest
 
 SPLITS = ("train", "validation", "test")
 
@@ -69,11 +69,16 @@ def split_of(group: str, validation: float, test: float) -> str:
     group's place depends on no other, on no seed and on no machine, and a change of `validation`
     moves nothing into or out of test.
     """
-    digest = hashlib.blake2b(group.encode(errors="surrogateescape"), digest_size=8).digest()
-    point = int.from_bytes(digest, "big") / 2**64
-    if point < test:
+    at = point(group)
+    if at < test:
         return "test"
-    return "validation" if point < test + validation else "train"
+    return "validation" if at < test + validation else "train"
+
+
+def point(name: str) -> float:
+    """A name's hash, in [0, 1)."""
+    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
 
 
 def split(documents: Documents, validation: float, test: float) -> dict[str, Documents]:

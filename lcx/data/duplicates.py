@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt64
 
-from lcx.data import cache
+from lcx import cache
 from lcx.data.documents import Documents
+from lcx.progress import counted
 
 Hashes = UInt64[np.ndarray, "_"]
 
@@ -78,6 +79,9 @@ def with_near_copies(documents: Documents, threshold: float) -> Documents:
     and so are two that are like a third. Found once per set of documents, and kept in the cache.
     """
 
+    if len(documents) < 2:
+        return documents
+
     def make(path: Path) -> None:
         path.write_text(json.dumps(_near_copies(documents, threshold)))
 
@@ -101,7 +105,8 @@ def _near_copies(documents: Documents, threshold: float) -> list[str]:
     empty = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
     order: dict[str, int] = {}
     sketches: dict[int, MinHash] = {}
-    for number, (document, group) in enumerate(zip(documents, documents.groups, strict=True)):
+    watched = counted(documents, len(documents), "looking for copies")
+    for number, (document, group) in enumerate(zip(watched, documents.groups, strict=True)):
         order.setdefault(group, number)
         found = hashes(document.text, SHINGLE)
         kept = np.unique(found[found % np.uint64(KEPT) == 0])

@@ -13,9 +13,10 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int, Integer
 
-from lcx.data import cache
+from lcx import cache
 from lcx.data.documents import Documents
 from lcx.data.tokenizers import Tokenizer
+from lcx.progress import counted
 
 BINS = 64
 """Rows that are packed together. More of them leave less padding, and make a longer first step."""
@@ -40,7 +41,7 @@ class Tokens:
             folder.mkdir()
             bounds = [0]
             with (folder / "ids").open("wb") as file:
-                for document in documents:
+                for document in counted(documents, len(documents), "tokenizing"):
                     ids = np.append(np.int32(tokenizer.bos), tokenizer.encode(document.text))
                     file.write(ids.astype(dtype).tobytes())
                     bounds.append(bounds[-1] + len(ids))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from lcx.data.cache import Digest
+from lcx.cache import Digest
 
 OMITTED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 """Folders that are no part of the library, or that hold tests, whose text is unlike the rest."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
-from lcx.data.cache import Digest
+from lcx.cache import Digest
 from lcx.data.task import Targets
 from lcx.protocols import EvaluationProtocol, Text
 from lcx.protocols.recall import asked_again

@@ -4,14 +4,15 @@ import contextlib
 import difflib
 import glob
 import io
-import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from lcx.data import cache
+from lcx import cache
 from lcx.data.documents import Documents
+from lcx.paths import GlobPath
 
 
 @runtime_checkable
@@ -54,23 +55,44 @@ class TextFiles:
     """Files of text: each file that matches the glob is a document (`**` descends into folders).
 
     A document is named by its path below the glob's fixed part, so moving the whole folder changes
-    neither names nor splits. Raises FileNotFoundError when no file matches, and ValueError when
-    all that match are empty.
+    neither names nor splits. A path that is there as it is written is taken for itself, whatever
+    characters it has. Raises FileNotFoundError when no file matches, or one is a link to nothing,
+    and ValueError when one may not be read, or all that match are empty.
     """
 
-    glob: str
+    glob: GlobPath
 
     def documents(self) -> Documents:
         pattern = Path(self.glob).expanduser()
-        paths = [Path(path) for path in glob.glob(str(pattern), recursive=True)]
-        paths = sorted(path for path in paths if path.is_file())
+        if pattern.is_dir():
+            inside = Path(self.glob) / "**" / "*.txt"
+            raise FileNotFoundError(f"{self}: it is a folder; write '{inside}', say")
+        if pattern.is_file():
+            paths, root = [pattern], pattern.parent
+        else:
+            paths = sorted(Path(path) for path in glob.glob(str(pattern), recursive=True))
+            root = next(filter(None, map(_fixed, pattern.parents)))
+        for path in paths:
+            if path.is_symlink() and not path.exists():
+                raise FileNotFoundError(
+                    f"{self}: {path} is a link to {os.readlink(path)}, which is not there"
+                )
+        paths = [path for path in paths if path.is_file()]
         if not paths:
             raise FileNotFoundError(f"{self}: no file matches (looked from {Path.cwd()})")
+        if closed := [str(path) for path in paths if not os.access(path, os.R_OK)]:
+            raise ValueError(f"{self}: no permission to read {', '.join(closed[:3])}")
         if not any(path.stat().st_size for path in paths):
             raise ValueError(f"{self}: all {len(paths)} matching files are empty")
-        root = next(p for p in pattern.parents if not glob.has_magic(str(p)))
         names = [path.relative_to(root).as_posix() for path in paths]
         return Documents(names, lambda i: paths[i].read_bytes())
+
+
+def _fixed(pattern: Path) -> Path | None:
+    """The folder that a part of a pattern stands for, where no sign in it is open."""
+    if glob.has_magic(re.sub(r"\[[*?[]\]", "", str(pattern))):
+        return None
+    return Path(re.sub(r"\[([*?[])\]", r"\1", str(pattern)))
 
 
 @dataclass(frozen=True)
@@ -130,49 +152,3 @@ class TFDS:
                         "TensorFlow: pip install 'lcx[tf]'"
                     ) from error
         return builder
-
-
-@dataclass(frozen=True)
-class Conversations:
-    """Conversations as FastChat and ShareGPT have them: each is a document.
-
-    Files of JSON, each a list of {"id": ..., "conversations": [{"from": "human", "value": "..."},
-    {"from": "gpt", "value": "..."}, ...]}. A turn becomes a paragraph that begins with USER: or
-    ASSISTANT: (Vicuna's words). ShareGPT's ids "abc_0", "abc_7" are of pieces of one conversation,
-    which stay in one split. Raises FileNotFoundError when no file matches, and ValueError for
-    a file of another form.
-    """
-
-    glob: str
-
-    def documents(self) -> Documents:
-        files = TextFiles(self.glob).documents()
-        names, groups, texts, known = [], [], [], set()
-        for file in files:
-            try:
-                for number, entry in enumerate(json.loads(file.text)):
-                    name = f"{file.name}/{entry.get('id', number)}"
-                    names.append(name if name not in known else f"{name}/{number}")
-                    known.add(name)
-                    groups.append(re.sub(r"_\d+$", "", name))
-                    text = _conversation(entry["conversations"])
-                    texts.append(text.encode(errors="surrogatepass"))  # of half an emoji
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ValueError(
-                    f"{self}: {file.name} is no list of conversations ({error!r}); expected "
-                    '[{"conversations": [{"from": "human", "value": "..."}, ...]}, ...]'
-                ) from error
-        return Documents(names, lambda i: texts[i], groups)
-
-
-_SPEAKERS = {"human": "USER", "user": "USER", "gpt": "ASSISTANT", "assistant": "ASSISTANT"}
-
-
-def _conversation(turns: list[dict[str, str]]) -> str:
-    speakers = [_SPEAKERS.get(turn["from"], turn["from"].upper()) for turn in turns]
-    return "\n\n".join(f"{s}: {t['value'] or ''}" for s, t in zip(speakers, turns, strict=True))
-
-
-SOURCES: dict[str, type[Source]] = {
-    c.__name__: c for c in (PythonCorpus, TextFiles, TFDS, Conversations)
-}

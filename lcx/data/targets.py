@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lcx import spec
-from lcx.data import cache
+from lcx import cache, spec
 from lcx.data.documents import Documents
 from lcx.data.duplicates import hashes, stand_in
 from lcx.data.packing import Tokens
@@ -22,18 +21,22 @@ TRIES = 4
 """So many times as many places are looked at as spans are wanted of a document."""
 
 
+class TooShortError(ValueError):
+    """No document has room for what a protocol measures on."""
+
+
 def choose(
     protocol: EvaluationProtocol, documents: Documents, train: Documents, tokenizer: Tokenizer
 ) -> Targets:
     """The documents of a split, and their spans, by the protocol's seed: one of each group.
 
-    Raises ValueError where none is long enough, or no span is left.
+    Raises TooShortError where none is long enough, ValueError where no span is left.
     """
     tokens = Tokens.of(documents, tokenizer)
     lengths = np.diff(tokens.bounds) - 1
     longest = int(lengths.argmax())
     if protocol.length > lengths[longest]:
-        raise ValueError(
+        raise TooShortError(
             f"no document of split {protocol.split!r} has {protocol.length} tokens; the longest of "
             f"its {len(documents)}, {documents.names[longest]}, has {lengths[longest]}"
         )
@@ -64,7 +67,7 @@ def choose(
     path = cache.once(cache.folder() / "spans" / f"{key}.json", make)
     spans, left_out = json.loads(path.read_text())
     if not spans:
-        raise ValueError(_nothing(protocol, left_out))
+        raise (ValueError if left_out["looked at"] else TooShortError)(_nothing(protocol, left_out))
     return Targets([text(int(i), spans[i]) for i in sorted(spans, key=int)], left_out)
 
 

@@ -4,7 +4,7 @@ Every tokenizer here is over bytes: `decode(encode(text)) == text` for any bytes
 token stands for a known number of bytes, so that losses per token become bits per byte.
 """
 
-import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from lcx.data import cache
+from lcx import cache
+from lcx.data.byte_level import BOS_NAMES, ByteLevelTokenizer, ByteTokenizer
 from lcx.data.documents import Documents
+from lcx.paths import FilePath
 
 
 @runtime_checkable
@@ -60,7 +62,9 @@ class BPE:
     """Byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2), trained on the train split.
 
     `vocab` counts the 256 bytes, BOS and the merges. A text too small for that many merges gives
-    a smaller vocabulary. Trained once per corpus and size, and kept in the cache.
+    a smaller vocabulary. Of a word longer than `WORD` bytes, as text without spaces has them,
+    merges are learned in parts of that length; they apply anywhere. Trained once per corpus and
+    size, and kept in the cache. A long training shows its progress.
     """
 
     vocab: int = 2048
@@ -71,7 +75,10 @@ class BPE:
 
     def load(self, train: Documents) -> Tokenizer:
         if not len(train):
-            raise ValueError(f"{self} is trained on the train split, which holds no document")
+            raise ValueError(
+                f"{self} is trained on the train split, which holds no document: add documents, "
+                "hold out a smaller share, or pieces of long documents: Data(..., split='within')"
+            )
 
         def make(path: Path) -> None:
             path.write_text(_trained(train, self.vocab), encoding="utf-8")
@@ -87,200 +94,67 @@ class TokenizerFile:
 
     Over bytes, as GPT-2's and Llama 3's, or one that falls back to them, as Llama 1's and 2's. Its
     BOS is the first of `BOS_NAMES` that it knows. What would change the text is left out: Unicode
-    normalisation (NFC), which some have, and the space that Llama 1 and 2 put before the first
-    word. Raises ValueError on a file that holds no tokenizer, one without a BOS, or one that does
-    not give back every byte of UTF-8.
+    normalisation (NFC), which some have, and the space that some, as Llama 1 and 2, put before the
+    first word, whether a normalizer (Prepend) or a pre-tokenizer (Metaspace, ByteLevel) does it:
+    the ids of "a text" are those that transformers gives without that space, and the ids of
+    " a text" those that it gives for "a text". Raises FileNotFoundError where there is no file, and
+    ValueError on one that holds no tokenizer, one without a BOS, or one that does not give back
+    every byte of UTF-8.
     """
 
-    path: str
+    path: FilePath
 
     def load(self, train: Documents) -> Tokenizer:
         path = Path(self.path).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"{self}: no such file")
-        return ByteLevelTokenizer(path.read_text(encoding="utf-8"), str(self))
+            here = "is a folder; its tokenizer.json is needed" if path.is_dir() else "no such file"
+            raise FileNotFoundError(f"{self}: {here}")
+        try:
+            json = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{self}: not UTF-8 (byte {error.start}), so no JSON of the tokenizers library"
+            ) from None
+        except PermissionError:
+            raise ValueError(f"{self}: no permission to read it") from None
+        return ByteLevelTokenizer(json, str(self))
 
 
 TOKENIZERS: dict[str, type[TokenizerSpec]] = {c.__name__: c for c in (Bytes, BPE, TokenizerFile)}
 
-SPACE = "\u2581"
-"""How SentencePiece writes a space."""
+WORD = 1024
+"""Bytes: BPE learns merges in parts of words of this length at most. Each merge moves what follows
+it in its word, which in one word of megabytes takes for ever. To encode has no such limit."""
 
-BOS_NAMES = ("<s>", "<|begin_of_text|>", "<|endoftext|>", "<bos>")
-
-
-class ByteTokenizer:
-    """Ids 0 to 255 are the bytes, 256 is BOS."""
-
-    vocab_size = 257
-    bos = 256
-    fingerprint = "bytes"
-
-    def __init__(self):
-        self.byte_lengths = (np.arange(257) != self.bos).astype(np.int32)
-
-    def encode(self, text: bytes) -> Int[np.ndarray, " n"]:
-        return np.frombuffer(text, np.uint8).astype(np.int32)
-
-    def decode(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> bytes:
-        ids = _checked(ids, self.vocab_size)
-        return ids[ids != self.bos].astype(np.uint8).tobytes()
-
-
-class ByteLevelTokenizer:
-    """A tokenizer of the `tokenizers` library that has a token for each byte of UTF-8.
-
-    Most have one for all 256; GPT-NeoX's has none for the 13 that UTF-8 never holds. Valid UTF-8
-    goes through it; each other byte becomes the token of that single byte. Text that happens to
-    spell a special token is plain text. `where` names it in errors.
-
-    Two alphabets are in use: a character for each byte (GPT-2), or characters, with tokens <0x00>
-    to <0xFF> for those that have none of their own, and SPACE for a space (SentencePiece). In the
-    second a SPACE of the text itself is written in bytes.
-    """
-
-    def __init__(self, json: str, where: str):
-        import tokenizers
-
-        try:
-            self._model = tokenizers.Tokenizer.from_str(json)
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{where}: the tokenizers library cannot read it: {error}") from None
-        self._model.encode_special_tokens = True
-        self._model.no_truncation()
-        self._model.no_padding()
-        if isinstance(self._model.normalizer, tokenizers.normalizers.NFC):
-            self._model.normalizer = None
-
-        vocab = self._model.get_vocab(with_added_tokens=True)
-        self.bos = next((vocab[name] for name in BOS_NAMES if name in vocab), -1)
-        if self.bos < 0:
-            raise ValueError(f"{where}: no BOS among its tokens; looked for {', '.join(BOS_NAMES)}")
-        self._pieces = "<0x00>" in vocab
-        names = [f"<0x{byte:02X}>" for byte in range(256)] if self._pieces else BYTE_TO_CHAR
-        missing = {byte for byte, name in enumerate(names) if name not in vocab}
-        if missing - NOT_IN_UTF8:
-            raise ValueError(
-                f"{where}: not byte-level: {len(missing)} of the 256 bytes have no "
-                "token of their own, so bytes could not be counted. Byte-level BPE (as of GPT-2 "
-                "or Llama 3), or one that falls back to bytes (Llama 2), is needed"
-            )
-        if self._pieces:
-            self._model.normalizer = tokenizers.normalizers.Replace(" ", SPACE)
-        self._byte_ids = [vocab.get(name, -1) for name in names]
-        self._where = where
-        self.vocab_size = max(vocab.values()) + 1
-        self._bytes = self._bytes_of_tokens(vocab)
-        self.byte_lengths = np.array([len(token) for token in self._bytes], np.int32)
-        self.fingerprint = str(cache.Digest(json))
-        self._refuse_if_lossy(where)
-
-    def encode(self, text: bytes) -> Int[np.ndarray, " n"]:
-        # "surrogateescape" writes an undecodable byte b as U+DC00 + b, which valid UTF-8 never has.
-        ids: list[int] = []
-        apart = f"([\udc80-\udcff{SPACE if self._pieces else ''}]+)"
-        for span in re.split(apart, text.decode("utf-8", "surrogateescape")):
-            if re.match(apart, span):
-                ids.extend(map(self._byte_id, span.encode("utf-8", "surrogateescape")))
-            else:
-                ids.extend(self._model.encode(span, add_special_tokens=False).ids)
-        return np.array(ids, np.int32)
-
-    def _byte_id(self, byte: int) -> int:
-        if self._byte_ids[byte] < 0:
-            raise ValueError(
-                f"{self._where}: no token for the byte 0x{byte:02X}, which a text holds that is "
-                "not UTF-8. Convert that text, or take a tokenizer of all 256 bytes"
-            )
-        return self._byte_ids[byte]
-
-    def decode(self, ids: Sequence[int] | Int[np.ndarray, " n"]) -> bytes:
-        return b"".join(self._bytes[i] for i in _checked(ids, self.vocab_size))
-
-    def _bytes_of_tokens(self, vocab: dict[str, int]) -> list[bytes]:
-        """What each id stands for. Added tokens are plain text, the others are in the alphabet."""
-        char_to_byte = {char: byte for byte, char in enumerate(BYTE_TO_CHAR)}
-        added = self._model.get_added_tokens_decoder()
-        table = [b""] * self.vocab_size
-        for token, index in vocab.items():
-            if index not in added and index != self.bos:
-                if self._pieces:
-                    byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
-                    text = token.replace(SPACE, " ").encode()
-                    table[index] = bytes.fromhex(byte[1]) if byte else text
-                else:
-                    # A character outside it can only be in a token that no text reaches.
-                    table[index] = bytes(char_to_byte[c] for c in token if c in char_to_byte)
-        for index, token in added.items():
-            if not token.special and index != self.bos:
-                table[index] = token.content.encode()
-        return table
-
-    def _refuse_if_lossy(self, where: str) -> None:
-        """Tries it, which takes no list of the normalizers and splitters that lose something."""
-        added = [token.content for token in self._model.get_added_tokens_decoder().values()]
-        for probe in (*PROBES, *(f" {content} " for content in added)):
-            text = probe.encode()
-            found = self.decode(self.encode(text))
-            if found != text:
-                raise ValueError(
-                    f"{where}: it changes text: {text!r} comes back as {found!r}, so bytes could "
-                    "not be counted. A tokenizer that keeps every byte is needed"
-                )
-
-
-NOT_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
-"""Bytes that valid UTF-8 never holds (RFC 3629, section 1)."""
-
-PROBES = (
-    "word",  # a space put before the first word
-    "  Two  spaces,\ttabs\r\n\n and CAPITALS ",  # white space dropped, letters lowered
-    "don't 3.14159 2024-01-02",
-    "caf\u00e9 cafe\u0301 \ufb01 \u2460 \u00a0",  # characters composed, decomposed, replaced
-    "\u4e2d\u6587 \u0627\u0644\u0639 \U0001f600\ufeff\x00\x7f",  # characters unknown to it
-)
-"""Text that a tokenizer which is not over bytes gives back changed."""
-
-
-def _byte_to_char() -> str:
-    """The character by which byte-level vocabularies write each byte (GPT-2's `bytes_to_unicode`).
-
-    Printable Latin-1 stands for itself; the other bytes, in order, are U+0100 and on.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
-
-
-BYTE_TO_CHAR = _byte_to_char()
+LONG = 2**22
+"""Bytes: to train on so many takes seconds, and without spaces many, so it shows its progress."""
 
 
 def _trained(documents: Documents, vocab: int) -> str:
     """A byte-level BPE trained on the documents, as JSON."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     def texts() -> Iterator[str]:
         for document in documents:
             # Bytes that are not UTF-8 are never merged, so they teach nothing.
             yield document.text.decode("utf-8", "ignore")
 
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    parts = pre_tokenizers.Split(Regex(f".{{{WORD}}}"), "isolated")
     model = Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.pre_tokenizer = pre_tokenizers.Sequence([words, parts])
     model.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
         special_tokens=[BOS_NAMES[0]],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        show_progress=_is_watched() and sum(len(d.text) for d in documents) >= LONG,
     )
-    model.train_from_iterator(texts(), trainer)
+    model.train_from_iterator(texts(), trainer, length=len(documents))
+    model.pre_tokenizer = words
     return model.to_str()
 
 
-def _checked(ids: Sequence[int] | Int[np.ndarray, " n"], vocab: int) -> Int[np.ndarray, " n"]:
-    ids = np.asarray(ids, np.int64)
-    if ids.size and not (ids.min() >= 0 and ids.max() < vocab):
-        raise ValueError(
-            f"ids from {ids.min()} to {ids.max()}, the vocabulary has 0 to {vocab - 1}"
-        )
-    return ids
+def _is_watched() -> bool:
+    """Whether a bar would be seen; into a file the library writes empty lines."""
+    return sys.stderr.isatty()

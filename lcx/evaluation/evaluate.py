@@ -4,6 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -11,16 +12,18 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from rich.console import Console
 
+from lcx.cache import Digest
 from lcx.data import Texts
-from lcx.data.cache import Digest
+from lcx.data.task import Vocabulary
+from lcx.evaluation.draft import Draft, Scored
 from lcx.evaluation.metrics import ContextScore, DocumentScore, context_score
 from lcx.experiment import Experiment
 from lcx.logits import over_logits
 from lcx.model import LM
 from lcx.parallel.mesh import Mesh, place
-from lcx.parallel.processes import Preempted, Preemption
+from lcx.parallel.preemption import Preemption
 from lcx.parallel.seqpar import REPLICATED, SHARDED, sharded
-from lcx.progress import progress
+from lcx.progress import plain_console, progress
 from lcx.protocols import EvaluationProtocol, Excerpt
 from lcx.streaming import Streamer
 from lcx.types import Params
@@ -29,6 +32,7 @@ from lcx.types import Params
 class Job(NamedTuple):
     """One excerpt of one document."""
 
+    number: int
     document: int
     excerpt: Excerpt
 
@@ -40,42 +44,82 @@ def evaluate(
     name: str,
     console: Console | None = None,
     preemption: Preemption | None = None,
+    draft: Path | None = None,
 ) -> tuple[list[ContextScore], float]:
     """One score per context length of the experiment's protocol, and the seconds it took.
+
+    draft: a file in which each excerpt's scores are kept as they come; an evaluation that was
+    killed, and is started again with the same parameters, protocol and data, goes on from there.
 
     Raises ValueError where no document is long enough; Preempted where `preemption` says that this
     process has to end.
     """
     began = time.perf_counter()
-    protocol, bos = experiment.evaluation, corpus.tokenizer.bos
-    texts = corpus.targets(protocol).texts
-    jobs = [Job(i, w) for i, text in enumerate(texts) for w in protocol.excerpts(text, bos)]
-    averaged = dict.fromkeys(measure.sums for measure in protocol.measures)
+    protocol, tokenizer = experiment.evaluation, corpus.tokenizer
+    texts, bos = corpus.targets(protocol).texts, tokenizer.bos
+    excerpts = ((i, w) for i, text in enumerate(texts) for w in protocol.excerpts(text, bos))
+    jobs = [Job(number, i, excerpt) for number, (i, excerpt) in enumerate(excerpts)]
+    averaged = list(dict.fromkeys(measure.sums for measure in protocol.measures))
     nothing = {"tokens": 0, "bytes": 0, **dict.fromkeys(averaged, 0.0)}
     sums: dict[int, list[DocumentScore]] = {
         c: [{"name": text.name, "spans": text.parts, **nothing} for text in texts]
         for c in protocol.contexts
     }
     reach: dict[int, int] = defaultdict(int)
+
+    def add(found: Scored) -> None:
+        for score in found["scores"]:
+            context = score["context"]
+            reach[context] = max(reach[context], score["reach"])
+            entry = sums[context][found["document"]]
+            for key in nothing:
+                entry[key] += score[key]
+
     scorer = Scorer(protocol, experiment.model, params, experiment.mesh)
-    with jax.set_mesh(scorer.mesh), progress(console or Console()) as bar:
+    with (
+        Draft(draft) as kept,
+        jax.set_mesh(scorer.mesh),
+        progress(console or plain_console()) as bar,
+    ):
         total = sum(len(job.excerpt.tokens) for job in jobs)
         task = bar.add_task(f"{name}, evaluating", total=total, note="tokens")
-        for job, scores in scorer.score(jobs):
-            if preemption is not None and preemption.reached():
-                raise Preempted(f"{name}: asked to end; its evaluation begins anew next time")
+        for found in kept.before:
+            add(found)
+        done = {found["job"] for found in kept.before}
+        bar.advance(task, sum(len(jobs[number].excerpt.tokens) for number in done))
+        for job, scores in scorer.score([job for job in jobs if job.number not in done]):
+            found = _scored(job, scores, averaged, tokenizer)
+            add(found)
+            kept.write(found)
+            done.add(job.number)
             bar.advance(task, len(job.excerpt.tokens))
-            for score in job.excerpt.scores:
-                reach[score.context] = max(reach[score.context], score.last - 1)
-                entry = sums[score.context][job.document]
-                where = slice(score.first, score.last)
-                scored = job.excerpt.tokens[where]
-                for key in averaged:
-                    entry[key] += float(scores[key][where].sum(dtype=np.float64))
-                entry["tokens"] += len(scored)
-                entry["bytes"] += int(corpus.tokenizer.byte_lengths[scored].sum())
+            if preemption is not None and preemption.reached():
+                preemption.end(f"{name}: {len(done)} of {len(jobs)} excerpts are evaluated")
     points = [context_score(c, sums[c], reach[c], protocol.measures) for c in protocol.contexts]
     return points, time.perf_counter() - began
+
+
+def _scored(
+    job: Job,
+    scores: dict[str, Float[np.ndarray, " n"]],
+    averaged: list[str],
+    tokenizer: Vocabulary,
+) -> Scored:
+    found = []
+    for score in job.excerpt.scores:
+        where = slice(score.first, score.last)
+        tokens = job.excerpt.tokens[where]
+        sums = {key: float(scores[key][where].sum(dtype=np.float64)) for key in averaged}
+        found.append(
+            {
+                "context": score.context,
+                "reach": score.last - 1,
+                "tokens": len(tokens),
+                "bytes": int(tokenizer.byte_lengths[tokens].sum()),
+                **sums,
+            }
+        )
+    return {"job": job.number, "document": job.document, "scores": found}
 
 
 class Scorer:

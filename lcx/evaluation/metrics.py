@@ -78,6 +78,10 @@ class Evaluation(TypedDict):
     variant: str
     seed: int
     """Which of the variant's runs: 0, 1, ..."""
+    weights: str
+    """The fingerprint of its parameters."""
+    changed: list[str]
+    """What it was made of otherwise than was asked when it was evaluated, a line each."""
     protocol: dict[str, Any]
     about: About
     data: dict[str, Any]
@@ -88,8 +92,9 @@ class Evaluation(TypedDict):
     """The published model whose weights it comes from, if it does."""
     trainings: list[str]
     """The variants whose training, one after the other, made its weights: its own among them."""
-    train_len: int
-    """Tokens of the longest rows that any of these was trained on: beyond is extrapolation."""
+    train_len: int | None
+    """Tokens of the longest rows that any of these was trained on, or that the published model's
+    config tells: beyond is extrapolation. None: nobody says."""
     train_tokens: int
     train_flops: float | None
     """Of all trainings together; None where a formula is missing, or weights are published."""

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from lcx.dense import linear, residual, uniform, vector, zeros
 from lcx.layers.rwkv import LastToken, blend, rwkv_depth, token_mix, token_shift
+from lcx.ops import sums
 from lcx.types import Context, Dims, Output, Params, State, absent_fields
 
 
@@ -132,7 +133,7 @@ class RWKV7ChannelMix:
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
         previous, last = token_shift(x, ctx, absent_fields(state, LastToken).last)
-        k = params.key(x + (previous - x) * params.mix[...].astype(x.dtype))
+        k = params.key(x + (previous - x) * sums.spread(params.mix[...], x))
         return Output(params.value(jnp.square(jax.nn.relu(k))), state and LastToken(last))
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lcx.ops import sums
 from lcx.parallel import seqpar
 from lcx.types import Context, Dims
 
@@ -41,7 +42,7 @@ def blend(
     mix: nnx.Param, x: Float[Array, "B T D"], previous: Float[Array, "B T D"]
 ) -> Float[Array, "B T D"]:
     """mix of the current token, the rest of the one before (RWKV-4, 5; 6 and 7 turn it round)."""
-    return previous + (x - previous) * mix[...].astype(x.dtype)
+    return previous + (x - previous) * sums.spread(mix[...], x)
 
 
 def rwkv_depth(dims: Dims) -> tuple[float | Float[Array, ""], float | Float[Array, ""]]:

@@ -24,6 +24,10 @@ class CrossEntropy:
         if self.z < 0:
             raise ValueError(f"CrossEntropy: z cannot be negative, not {self.z}")
 
+    @property
+    def unit(self) -> str:
+        return "nats per token"
+
     def divisor(self, batch: Batch) -> Float[Array, ""]:
         return batch.scored.sum().astype(jnp.float32)
 

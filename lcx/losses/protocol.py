@@ -27,6 +27,11 @@ class Loss(Protocol):
     batch, however it is cut.
     """
 
+    @property
+    def unit(self) -> str:
+        """What the log and the validation show, as the report's picture says it: nats per token."""
+        ...
+
     def divisor(self, batch: Batch) -> Float[Array, ""]:
         """What the sums of this batch are divided by: the tokens that are scored, say."""
         ...

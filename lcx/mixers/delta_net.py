@@ -18,6 +18,7 @@ from lcx.dense import (
     vector,
 )
 from lcx.layers.norms import l2_normalise, rms_normalise
+from lcx.ops import sums
 from lcx.ops.delta_rule import delta_rule
 from lcx.ops.short_conv import short_conv
 from lcx.ops.states import ConvolvedState
@@ -73,7 +74,7 @@ class DeltaNet:
             state=before.S,
             kernels=ctx.kernels,
         )
-        o = rms_normalise(o) * params.scale[...].astype(o.dtype)
+        o = rms_normalise(o) * sums.spread(params.scale[...], o)
         return Output(params.out(merge_heads(o)), state and ConvolvedState(conv, S))
 
 
@@ -137,7 +138,7 @@ class GatedDeltaNet:
             state=before.S,
             kernels=ctx.kernels,
         )
-        o = merge_heads(rms_normalise(o) * params.scale[...].astype(o.dtype))
+        o = merge_heads(rms_normalise(o) * sums.spread(params.scale[...], o))
         return Output(
             params.out(o * jax.nn.silu(params.gate(x))), state and ConvolvedState(conv, S)
         )

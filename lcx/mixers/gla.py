@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from lcx.dense import head_width, linear, merge_heads, residual, split_heads, vector
 from lcx.layers.norms import rms_normalise
+from lcx.ops import sums
 from lcx.ops.gated_linear_attention import gated_linear_attention
 from lcx.ops.states import MatrixState
 from lcx.types import Context, Dims, Output, Params, State, absent_fields
@@ -79,5 +80,5 @@ class GLA:
             state=before.S,
             kernels=ctx.kernels,
         )
-        o = merge_heads(rms_normalise(o) * params.scale[...].astype(o.dtype))
+        o = merge_heads(rms_normalise(o) * sums.spread(params.scale[...], o))
         return Output(params.out(o * jax.nn.silu(params.gate(x))), state and MatrixState(S))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from lcx.dense import head_width, linear, merge_heads, residual, split_heads, vector
 from lcx.layers.norms import rms_normalise
+from lcx.ops import sums
 from lcx.ops.linear_attention import linear_attention
 from lcx.ops.states import MatrixState
 from lcx.types import Context, Dims, Output, Params, State, absent_fields
@@ -66,5 +67,6 @@ class Lightning:
             state=before.S,
             kernels=ctx.kernels,
         )
-        o = rms_normalise(merge_heads(o)) * params.scale[...].astype(o.dtype)
+        o = merge_heads(o)
+        o = rms_normalise(o) * sums.spread(params.scale[...], o)
         return Output(params.out(o * jax.nn.sigmoid(params.gate(x))), state and MatrixState(S))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from lcx.dense import linear, residual, split_heads, step_bias, uniform, vector
 from lcx.layers.norms import rms_normalise
+from lcx.ops import sums
 from lcx.ops.linear_attention import linear_attention
 from lcx.ops.short_conv import short_conv
 from lcx.ops.states import ConvolvedState
@@ -103,7 +104,7 @@ class Mamba2:
             state=before.S,
             kernels=ctx.kernels,
         )
-        o = o + v * params.skip[...][:, None].astype(v.dtype)
+        o = o + v * sums.spread(params.skip[...][:, None], v)
         o = o.reshape(*o.shape[:2], -1) * jax.nn.silu(params.gate(x))
-        y = params.out(rms_normalise(o, 1e-5) * params.scale[...].astype(o.dtype))
+        y = params.out(rms_normalise(o, 1e-5) * sums.spread(params.scale[...], o))
         return Output(y, state and ConvolvedState(conv, S))

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32
 
 from lcx.dense import head_width, linear, matrix, merge_heads, normal, residual, split_heads, vector
+from lcx.ops import sums
 from lcx.ops.lru import lru
 from lcx.ops.short_conv import short_conv
 from lcx.types import Context, Dims, Output, Params, State, absent_fields
@@ -94,7 +95,7 @@ class RGLRU:
         def gate(name: str) -> Float[Array, "B T D"]:
             blocks = params[name].weight[...].astype(x.dtype)
             y = jnp.einsum("bthk,hkv->bthv", split_heads(inputs, self.heads), blocks)
-            return jax.nn.sigmoid(merge_heads(y) + params[name].bias[...].astype(x.dtype))
+            return jax.nn.sigmoid(merge_heads(y) + sums.spread(params[name].bias[...], x))
 
         rate = jax.nn.softplus(params.rate[...].astype(jnp.float32))
         g = -SHARPNESS * rate * gate("recurrence_gate").astype(jnp.float32)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from lcx.dense import head_width, linear, merge_heads, orthogonal, split_heads, vector, zeros
 from lcx.layers.norms import standardise
 from lcx.layers.rwkv import blend, rwkv_decay, rwkv_depth, token_mix, token_shift
+from lcx.ops import sums
 from lcx.ops.gated_linear_attention import gated_linear_attention
 from lcx.ops.states import ShiftedState
 from lcx.types import Context, Dims, Output, Params, State, absent_fields
@@ -84,5 +85,5 @@ class RWKV5:
         )
         # the original divides by 8 before a norm of eps 1e-5: the same as this eps
         o = merge_heads(standardise(o, 64e-5))
-        o = o * params.scale[...].astype(o.dtype) + params.bias[...].astype(o.dtype)
+        o = o * sums.spread(params.scale[...], o) + sums.spread(params.bias[...], o)
         return Output(params.out(o * gate), state and ShiftedState(last, S))

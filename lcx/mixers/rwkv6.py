@@ -20,6 +20,7 @@ from lcx.dense import (
 )
 from lcx.layers.norms import standardise
 from lcx.layers.rwkv import rwkv_decay, rwkv_depth, token_mix, token_shift
+from lcx.ops import sums
 from lcx.ops.gated_linear_attention import gated_linear_attention
 from lcx.ops.states import ShiftedState
 from lcx.types import Context, Dims, Output, Params, State, absent_fields
@@ -87,10 +88,10 @@ class RWKV6:
         before = absent_fields(state, ShiftedState)
         previous, last = token_shift(x, ctx, before.last)
         step = previous - x
-        low = jnp.tanh(params.mix_in(x + step * params.mix_x[...].astype(x.dtype)))
+        low = jnp.tanh(params.mix_in(x + step * sums.spread(params.mix_x[...], x)))
         low = low.reshape(*low.shape[:2], 5, self.mix_rank)
         more = jnp.einsum("btmr,mrd->btmd", low, params.mix_out[...].astype(x.dtype))
-        mixed = x[:, :, None] + step[:, :, None] * (params.mix[...].astype(x.dtype) + more)
+        mixed = x[:, :, None] + step[:, :, None] * (sums.spread(params.mix[...], more) + more)
         w, k, v, r, g = (mixed[:, :, i] for i in range(5))
         r = split_heads(params.receptance(r), self.heads)
         k = split_heads(params.key(k), self.heads)
@@ -106,6 +107,6 @@ class RWKV6:
             kernels=ctx.kernels,
         )
         o = merge_heads(standardise(o, 64e-5))
-        o = o * params.scale[...].astype(o.dtype) + params.bias[...].astype(o.dtype)
+        o = o * sums.spread(params.scale[...], o) + sums.spread(params.bias[...], o)
         y = params.out(o * jax.nn.silu(params.gate(g)))
         return Output(y, state and ShiftedState(last, S))

@@ -21,6 +21,7 @@ from lcx.dense import (
 )
 from lcx.layers.norms import l2_normalise, standardise
 from lcx.layers.rwkv import rwkv_depth, token_mix, token_shift
+from lcx.ops import sums
 from lcx.ops.delta_rule import diagonal_delta_rule
 from lcx.ops.states import ShiftedState
 from lcx.types import Context, Dims, Output, Params, State, absent_fields
@@ -131,14 +132,14 @@ class RWKV7:
         previous, last = token_shift(x, ctx, before.last)
         step = previous - x
         xr, xw, xk, xv, xa, xg = (
-            x + step * params[f"mix_{n}"][...].astype(x.dtype) for n in "rwkvag"
+            x + step * sums.spread(params[f"mix_{n}"][...], x) for n in "rwkvag"
         )
 
         def low_rank(name, x, between=lambda x: x):
             return params[name].up(between(params[name].down(x)))
 
         def parameter(name):
-            return params[name][...].astype(x.dtype)
+            return sums.spread(params[name][...], x)
 
         r, k, v = params.receptance(xr), params.key(xk), params.value(xv)
         first = jnp.where(handed.made, handed.values, v)
@@ -160,6 +161,6 @@ class RWKV7:
             kernels=ctx.kernels,
         )
         o = merge_heads(standardise(o, 64e-5)) * parameter("scale") + parameter("bias")
-        own = (r * k * params.bonus[...].astype(x.dtype)).sum(axis=-1, keepdims=True) * v
+        own = (r * k * sums.spread(params.bonus[...], k)).sum(axis=-1, keepdims=True) * v
         y = params.out((o + merge_heads(own)) * gate)
         return Output(y, state and ShiftedState(last, S)), FirstValues(first, jnp.ones((), bool))

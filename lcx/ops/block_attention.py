@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from lcx.kernels import FASTEST_THERE_IS, Kernels, chosen
+from lcx.ops import sums
 from lcx.ops.tiles import MASK_VALUE, Scoring, Segments
 
 TILE = 64
@@ -139,10 +140,11 @@ def _one_head(
     of_tile = jnp.minimum(jnp.searchsorted(last, jnp.arange(tiles), side="right"), N - 1)
 
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    q = q[query].reshape(tiles, tile, -1)
-    scores = scoring.scores(product("nqk,nck->nqc", q, k[of_tile]))
+    q = sums.rows(q, query).reshape(tiles, tile, -1)
+    k, v = (sums.rows(x, of_tile) for x in (k, v))
+    scores = scoring.scores(product("nqk,nck->nqc", q, k))
     lse = jax.nn.logsumexp(scores, axis=-1)
-    o = product("nqc,ncv->nqv", jnp.exp(scores - lse[..., None]).astype(v.dtype), v[of_tile])
+    o = product("nqc,ncv->nqv", jnp.exp(scores - lse[..., None]).astype(v.dtype), v)
 
     # Back to the queries, and one softmax over the blocks that each has chosen.
     slot = jnp.zeros_like(slot).at[order].set(slot)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lcx.kernels import FASTEST_THERE_IS, Kernels, chosen
-from lcx.ops import chunks
+from lcx.ops import chunks, sums
 from lcx.parallel import seqpar
 from lcx.parallel.seqpar import Affine, Shards
 
@@ -164,8 +164,9 @@ def pairs(
     if block >= C:
         q, k = (a.astype(jnp.float32) for a in (q, k))
         return (q * jnp.exp(to_query - middle)) @ (k * jnp.exp(middle - to_key)).mT
-    behind = q[..., half:, :] * jnp.exp(to_query[..., half:, :] - middle).astype(q.dtype)
-    before = k[..., :half, :] * jnp.exp(middle - to_key[..., :half, :]).astype(k.dtype)
+    behind, before = q[..., half:, :], k[..., :half, :]
+    behind *= sums.spread(jnp.exp(to_query[..., half:, :] - middle), behind)
+    before *= sums.spread(jnp.exp(middle - to_key[..., :half, :]), before)
     across = jnp.einsum("...ik,...jk->...ij", behind, before, preferred_element_type=jnp.float32)
     # the halves count as heads: XLA limits the number of axes
     N, H = q.shape[1:3]

@@ -1,4 +1,4 @@
-"""Several processes as one: how they find each other, how they are preempted, how they end.
+"""Several processes as one: how they find each other, and how they end.
 
 JAX's multi-controller runtime does the work. What is here reads the environment that a launcher
 sets, and tells what is wrong before JAX, which raises nothing when a process does not come.
@@ -7,71 +7,25 @@ sets, and tells what is wrong before JAX, which raises nothing when a process do
 import atexit
 import os
 import re
-import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import count
 from typing import Any, NoReturn
 
 import jax
-from jax.experimental.multihost_utils import reached_preemption_sync_point, sync_global_devices
+from jax.experimental.multihost_utils import sync_global_devices
 
-PREEMPTED = 75
-"""Exit code of a process that was asked to end, and has saved its work to be started again."""
+from lcx.parallel.preemption import several
 
 GRACE = 5
 """Seconds that a process which failed gives the others to end as well."""
 
-CALLS = count(1)
-"""Numbers for the steps of a process's life: JAX wants them to grow, and each run begins anew."""
-
 
 class JoinError(RuntimeError):
     """The processes of a job did not find each other."""
-
-
-class Preempted(Exception):  # noqa: N818, it is no error
-    """Training was asked to end, and has saved its work."""
-
-
-class Preemption:
-    """Listens for SIGTERM and SIGUSR1 while it is entered. A context manager, one at a time.
-
-    With one process it takes both itself. With several JAX has taken SIGTERM since they joined, and
-    agrees with the others on a step; SIGUSR1 is passed on to it. A signal that comes again changes
-    nothing, and SIGINT is left to Python.
-    """
-
-    def __init__(self):
-        self._passed_on = False
-        self._reached = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Preemption":
-        for number in (signal.SIGUSR1,) if _several() else (signal.SIGUSR1, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def reached(self) -> bool:
-        """Whether to save and end; the same on all processes, which have to ask equally often."""
-        if _several():  # JAX says so once
-            self._reached |= reached_preemption_sync_point(next(CALLS))
-        return self._reached
-
-    def _note(self, number: int, frame: object) -> None:
-        if not _several():
-            self._reached = True
-        elif not self._passed_on:
-            self._passed_on = True
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def join() -> None:
@@ -118,7 +72,7 @@ def is_primary() -> bool:
 
 def barrier(what: str) -> None:
     """Wait until all processes have come here, at `what`; nothing with a single one."""
-    if _several():
+    if several():
         sync_global_devices(what)
 
 
@@ -151,12 +105,8 @@ def local_devices(devices: Sequence[int] | None, env: Mapping[str, str]) -> Sequ
     return None if alone or bound else devices
 
 
-def _several() -> bool:
-    return jax.distributed.is_initialized()
-
-
 def _go_soon(code: int) -> None:
-    if _several():
+    if several():
         sys.stdout.flush()
         sys.stderr.flush()
         timer = threading.Timer(GRACE, os._exit, (code,))

@@ -32,6 +32,8 @@ class Shards:
     """How many pieces a sequence lies in: at least two."""
 
     count: int
+    one_device: bool = False
+    """The pieces are tried on one device (`stacked`)."""
 
 
 def sharded(
@@ -55,6 +57,26 @@ REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(None, AXIS)
 """Specs of arrays that every shard has whole, and of [B, T, ...] cut along T."""
 
 
+def stacked(call: Callable, shards: Shards, in_axes: Any) -> Callable[..., Any]:
+    """`sharded`, on one device, to try it where there is no other: small arrays, results [B T ...].
+
+    in_axes: as of `jax.vmap`: None for what every shard has whole, 0 for [B T ...] to be cut.
+    """
+
+    def cut(a: Shaped[Array, "B T ..."]) -> Shaped[Array, "n B t ..."]:
+        return jnp.stack(jnp.split(a, shards.count, axis=1))
+
+    def on_one_device(*args):
+        given = (
+            arg if axis is None else jax.tree.map(cut, arg)
+            for arg, axis in zip(args, in_axes, strict=True)
+        )
+        out = jax.vmap(call, in_axes, axis_name=AXIS)(*given)
+        return jax.tree.map(lambda a: jnp.concatenate(list(a), axis=1), out)
+
+    return on_one_device
+
+
 def index(shards: Shards | None) -> int | Int[Array, ""]:
     """Which piece this is, counted from 0."""
     return 0 if shards is None else lax.axis_index(AXIS)
@@ -68,7 +90,14 @@ def length(local: int, shards: Shards | None) -> int:
 def _shift(tree: Any, by: int, shards: Shards) -> Any:
     """What the shard `by` places before has; zeros where there is none."""
     pairs = [(i, i + by) for i in range(shards.count - by)]
-    return jax.tree.map(lambda a: lax.ppermute(a, AXIS, pairs), tree)
+    if not shards.one_device:
+        return jax.tree.map(lambda a: lax.ppermute(a, AXIS, pairs), tree)
+    # vmap wants every piece to be sent somewhere
+    whole = [(i, (i + by) % shards.count) for i in range(shards.count)]
+    there = index(shards) >= by
+    return jax.tree.map(
+        lambda a: jnp.where(there, lax.ppermute(a, AXIS, whole), jnp.zeros_like(a)), tree
+    )
 
 
 def last(tree: Any, shards: Shards | None) -> Any:

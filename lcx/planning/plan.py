@@ -19,8 +19,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lcx.cost import state_bytes, training_flops
-from lcx.experiment import Experiment, check_cuts, choose, load
+from lcx.cost import state_bytes, training_flops, uncounted, uncounted_note
+from lcx.experiment import Experiment, check_cuts, choose
+from lcx.experiment_file import load
 from lcx.model import count_parameters
 from lcx.planning.chips import CHIPS, chip_named
 from lcx.planning.compiled import Measured, fit, measure
@@ -50,6 +51,8 @@ class Plan:
     """Of one text of T tokens, whole."""
     flops: float | None
     """With those of the forward pass that remat repeats; None where a mixer does not tell."""
+    uncounted: list[str]
+    """The mixers that do not tell, by class."""
     traffic: int
     """Bytes from and to HBM, at least."""
     sent: dict[str, float]
@@ -82,7 +85,7 @@ def plan(name: str, experiment: Experiment, chip_name: str) -> Plan:
 
     flops = training_flops(model, settings.length)
     if flops is not None:
-        lookup = 0 if model.tied else model.vocab * model.width
+        lookup = 0 if model.tied else model.vocabulary * model.width
         products = 2 * (count_parameters(model) - lookup)
         again = {"none": 0.0, "block": flops / 3, "dots": flops / 3 - products}
         flops = (flops + again[remat]) * settings.batch * settings.length / devices
@@ -109,6 +112,7 @@ def plan(name: str, experiment: Experiment, chip_name: str) -> Plan:
         memory=here.memory,
         decoding_state=state_bytes(model, settings.length),
         flops=flops,
+        uncounted=uncounted(model),
         traffic=traffic,
         sent=here.sent.wire,
         unknown=here.sent.unknown,
@@ -195,6 +199,8 @@ def print_plans(plans: list[Plan], console: Console) -> None:
         table.add_row(label, *(show(made) for made in plans))
     console.print(table)
     console.print(NOTES, style="dim", highlight=False)
+    if note := uncounted_note(name for made in plans for name in made.uncounted):
+        console.print(note, highlight=False)
     for made in plans:
         if made.unknown:
             console.print(

@@ -20,8 +20,8 @@ Config = Mapping[str, Any]
 Spelling = Literal["rope_parameters", "rope_scaling"]
 
 HALVES = frozenset(
-    "llama mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 phi phi3 olmo olmo2 olmoe "
-    "falcon gpt_neox stablelm starcoder2 persimmon smollm3 gpt_oss granite".split()
+    "llama mistral ministral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 phi phi3 "
+    "olmo olmo2 olmoe falcon gpt_neox stablelm starcoder2 persimmon smollm3 gpt_oss granite".split()
 )
 NEIGHBOURS = frozenset("cohere glm glm4 helium".split())
 """Families with RoPE, by `model_type`, and which features they pair: no config says so."""

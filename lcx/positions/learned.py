@@ -42,10 +42,11 @@ class Learned:
 
     def __call__(self, params: Params, positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """The vectors at these positions; NaN at those of no vector."""
-        table = params.table[...]
+        # summed over tokens in fp32, like the shares between two rows
+        table = params.table[...].astype(jnp.float32)
         at = positions / self.factor
         row = jnp.floor(at).astype(jnp.int32)
-        share = (at - row)[..., None].astype(table.dtype)
+        share = (at - row)[..., None]
 
         def rows(index):
             return table.at[index].get(mode="fill", fill_value=jnp.nan)

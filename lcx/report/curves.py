@@ -10,16 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lcx.protocols.measures import Measure
-from lcx.report.look import (
-    Look,
-    bounded_axis,
-    canvas,
-    length_axis,
-    level_axis,
-    log_axis,
-    name_curves,
-    style_of,
-)
+from lcx.report.axes import bounded_axis, length_axis, level_axis, log_axis
+from lcx.report.look import Look, haze, style_of
+from lcx.report.naming import canvas, name_curves
 from lcx.report.series import Points, differences, flat, gains, levels
 from lcx.report.summary import Report, context_lengths, context_unit, measure_in
 from lcx.wording import ratio, short_length, short_number, signed
@@ -31,7 +24,7 @@ if TYPE_CHECKING:
 
 def draw_measure(report: Report, look: Look, narrow: bool) -> "Figure":
     """The report's measure against context length, with bands."""
-    fig, ax = canvas(narrow)
+    fig, ax = canvas(narrow, list(report["variants"]))
     measure = measure_in(report)
     _context_axis(ax, report, narrow)
     points = levels(report)
@@ -61,7 +54,7 @@ def _draw_comparison(
     report: Report, points: Points, what: str, look: Look, narrow: bool
 ) -> "Figure":
     """Curves relative to `what`, around the line of equal values."""
-    fig, ax = canvas(narrow)
+    fig, ax = canvas(narrow, list(report["variants"]))
     measure = measure_in(report)
     _context_axis(ax, report, narrow)
     top = _comparison_axis(ax, points, measure, look, what)
@@ -84,7 +77,7 @@ def _draw_curves(
     from matplotlib.markers import CARETUP
 
     _mark_trained(ax, report, look)
-    haze = 0.15 if len(points) <= 6 else 0.08
+    opacity = haze(0.15, len(points))
     ends: list[tuple[float, float] | None] = []
     for i, name in enumerate(report["variants"]):
         if name not in points:
@@ -95,7 +88,7 @@ def _draw_curves(
         beyond = np.array([not p["trained"] for p in points[name]])
         style = style_of(i, look)
         hollow = style | {"markerfacecolor": look.paper, "linestyle": "none"}
-        ax.fill_between(x, low, high, color=style["color"], alpha=haze, linewidth=0)
+        ax.fill_between(x, low, high, color=style["color"], alpha=opacity, linewidth=0)
         ax.plot(x, y, **style, linewidth=1.7, markersize=5.5)
         ax.plot(x[beyond], y[beyond], **hollow, markersize=5.5)
         if (above := y > top).any():

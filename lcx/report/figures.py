@@ -9,19 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lcx.report.look import (
-    Look,
-    bounded_axis,
-    bytes_axis,
-    canvas,
-    length_axis,
-    level_axis,
-    log_axis,
-    name_curves,
-    name_points,
-    style_of,
-)
-from lcx.report.series import quality
+from lcx.report.axes import bounded_axis, bytes_axis, length_axis, level_axis, log_axis
+from lcx.report.look import Look, haze, style_of
+from lcx.report.naming import canvas, name_below, name_curves, sized
+from lcx.report.series import loss_unit, quality
 from lcx.report.summary import Curves, Report, context_lengths, measure_in
 from lcx.wording import short_bytes
 
@@ -32,11 +23,11 @@ if TYPE_CHECKING:
 
 def draw_quality(report: Report, look: Look, narrow: bool) -> "Figure":
     """Quality against cost: the best point by training FLOPs, the longest context by state."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    size, grid = ((4.3, 7.2), (2, 1)) if narrow else ((8.2, 4.3), (1, 2))
-    fig = Figure(figsize=size, layout="constrained")
+    size, grid = ((4.3, 6.9), (2, 1)) if narrow else ((8.2, 4), (1, 2))
+    names = list(report["variants"])
+    fig = sized(narrow, names, size, below=True)
     left, right = fig.subplots(*grid)
     measure, longest = measure_in(report), context_lengths(report)[-1]
     rows = quality(report)
@@ -44,7 +35,9 @@ def draw_quality(report: Report, look: Look, narrow: bool) -> "Figure":
         spots = [(i, r[cost], r[value]) for i, r in enumerate(rows)]
         spots = [(i, x, y) for i, x, y in spots if x > 0 and math.isfinite(y)]
         if not spots:
-            ax.text(0.5, 0.5, "not known", ha="center", transform=ax.transAxes)
+            none = all(r["training_flops"] == 0 for r in rows) and cost == "training_flops"
+            said = "nothing was trained" if none else "not known"
+            ax.text(0.5, 0.5, said, ha="center", transform=ax.transAxes)
             ax.set(xticks=[], yticks=[])
             continue
         xs = [x for _, x, _ in spots]
@@ -62,13 +55,13 @@ def draw_quality(report: Report, look: Look, narrow: bool) -> "Figure":
     left.set_ylabel(f"{measure.name}, at each one's best context")
     right.set_xlabel(f"state after {longest:,} tokens (bytes)")
     right.set_ylabel(f"{measure.name} at {longest:,} tokens")
-    name_points(fig, look, narrow, list(report["variants"]))
+    name_below(fig, look, narrow, names, range(len(names)), line=False)
     return fig
 
 
 def draw_state(report: Report, look: Look, narrow: bool) -> "Figure":
     """What decoding keeps, against the length of the text: both on log scales."""
-    fig, ax = canvas(narrow)
+    fig, ax = canvas(narrow, list(report["variants"]))
     kept = {name: v["cost"]["state_bytes"] for name, v in report["variants"].items()}
     lengths = sorted({int(c) for y in kept.values() for c in y})
     length_axis(ax, lengths, "length of the text (tokens)", narrow)
@@ -87,15 +80,15 @@ def draw_training(report: Report, curves: Curves, look: Look, narrow: bool) -> "
     """Training loss against tokens, and the loss on the validation split where it was measured."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    fig, ax = canvas(narrow)
+    fig, ax = canvas(narrow, list(report["variants"]))
     ax.set_xlabel("tokens trained on")
-    ax.set_ylabel("loss (nats per token)")
+    ax.set_ylabel(f"loss ({loss_unit(report)})")
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.xaxis.set_major_locator(MaxNLocator(4 if narrow else 8))
     ax.yaxis.set_major_locator(MaxNLocator(8))
     ends, highs = [], []
     for i, name in enumerate(report["variants"]):
-        drawn = _draw_losses(ax, curves.get(name, []), i, look)
+        drawn = _draw_losses(ax, curves.get(name, []), i, look, haze(0.3, len(curves)))
         ends.append(drawn and drawn[:2])
         highs += drawn[2:] if drawn else ()  # not trained: evaluated as another variant left it
     if highs:  # the first few steps, and a run that diverged, may leave the picture
@@ -107,7 +100,7 @@ def draw_training(report: Report, curves: Curves, look: Look, narrow: bool) -> "
 
 
 def _draw_losses(
-    ax: "Axes", runs: Sequence[Sequence[dict[str, Any]]], i: int, look: Look
+    ax: "Axes", runs: Sequence[Sequence[dict[str, Any]]], i: int, look: Look, opacity: float
 ) -> tuple[float, float, float] | None:
     """One variant's curve; its last tokens and mean loss, and what 98% of its losses lie under."""
     rows = [[row for row in run if row.get("loss") is not None] for run in runs]
@@ -124,11 +117,13 @@ def _draw_losses(
     means = [np.convolve(loss, np.full(window, 1 / window), mode="valid") for loss in losses]
     faint = means if len(rows) > 1 else losses if window > 1 else ()
     for loss in faint:
-        ax.plot(
-            tokens[n - len(loss) :], loss, **line | {"linestyle": "-"}, linewidth=0.6, alpha=0.3
-        )
+        x = tokens[n - len(loss) :]
+        ax.plot(x, loss, **line | {"linestyle": "-"}, linewidth=0.6, alpha=opacity, zorder=1.5)
     mean = np.mean(means, axis=0)
-    ax.plot(tokens[window - 1 :], mean, **line, linewidth=1.6)
+    # A few markers, at other places than those of its neighbours, for those who see no colours.
+    few = max(1, len(mean) // 5)
+    places = slice(few * (1 + i % 6) // 7, None, few)
+    ax.plot(tokens[window - 1 :], mean, **style, markevery=places, markersize=4.5, linewidth=1.5)
     held_out: dict[float, list[float]] = {}
     for row in (row for run in rows for row in run if row.get("validation_loss") is not None):
         held_out.setdefault(row["step"], []).append(row["validation_loss"])

@@ -1,19 +1,16 @@
-"""How pictures look: colours, canvas, axes with ticks where the curves are, names of curves."""
+"""How pictures look: colours, the style of each variant, and text that is drawn as it stands."""
 
 import io
-import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lcx.wording import short_bytes, short_length, short_number
-
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -28,7 +25,7 @@ class Look:
 
 
 # Six hues that stay apart (CIE Lab distance of 12 or more) under the three simulated kinds of
-# colour blindness; from the seventh variant on they come again, dashed.
+# colour blindness; from the seventh variant on they come again, with another line and marker.
 LIGHT = Look(
     "#1c2128", "#8b939e", "#ffffff",
     ("#0072b2", "#d55e00", "#009e73", "#8e3b8c", "#d89b00", "#4ba3dc"),
@@ -37,28 +34,67 @@ DARK = Look(
     "#e3e7ec", "#7f8894", "#15181d",
     ("#4c9be8", "#f0803c", "#2cb58c", "#d68ac8", "#f2c14e", "#9ad7ff"),
 )  # fmt: skip
-MARKERS = "os^DvPX<p>hd*"
-"""Thirteen, so that it takes 156 variants until a colour, a line and a marker meet again."""
+LINES = ((), (4.5, 1.6), (4.5, 1.3, 1, 1.3), (1.8, 1.1))
+"""On and off, in widths of the line: with six colours, 24 variants without a pair alike."""
+MARKERS = "os^DvP<Xp*h>d"
+"""In an order in which those that share a colour have different shapes. Thirteen: colour and
+marker meet again after 78 variants."""
+FONT = "DejaVu Sans"
+"""Comes with matplotlib, so that every machine draws the same."""
 
 
 def style_of(i: int, look: Look) -> dict[str, Any]:
-    """Colour, marker and line of the variant at place i."""
-    n = len(look.colours)
+    """Colour, marker and line of the variant at place i.
+
+    Of the first 24, every pair differs in colour or line, and in colour or marker.
+    """
+    lap, hue = divmod(i, len(look.colours))
+    dashes = LINES[lap % len(LINES)]
     return {
-        "color": look.colours[i % n],
+        "color": look.colours[hue],
         "marker": MARKERS[i % len(MARKERS)],
-        "linestyle": "-" if i // n % 2 == 0 else (0, (4, 1.6)),
+        "linestyle": (0, dashes) if dashes else "-",
     }
+
+
+@cache
+def swatch(i: int) -> str:
+    """A piece of the variant's curve as inline SVG, in its page's colours `--c0`, `--c1`, ..."""
+    from matplotlib.markers import MarkerStyle
+
+    lap, hue = divmod(i, len(LIGHT.colours))
+    marker = MarkerStyle(MARKERS[i % len(MARKERS)])
+    outline = marker.get_path().transformed(marker.get_transform()).to_polygons()
+    placed = (np.array([15, 5]) + np.array(shape, float) * [7, -7] for shape in outline)
+    points = (" ".join(f"{x:.1f},{y:.1f}" for x, y in shape) for shape in placed)
+    shapes = "".join(f'<polygon points="{p}"/>' for p in points)
+    width = 1.6
+    dashes = " ".join(f"{width * x:.2f}" for x in LINES[lap % len(LINES)])
+    return (
+        f'<svg viewBox="0 0 30 10" style="color: var(--c{hue})" aria-hidden="true">'
+        f'<g fill="currentColor"><path d="M0 5H30" stroke="currentColor" stroke-width="{width}"'
+        f' stroke-dasharray="{dashes}"/>{shapes}</g></svg>'
+    )
+
+
+def haze(strength: float, curves: int) -> float:
+    """How opaque what lies behind the curves may be, so that many of them do not turn to mud."""
+    return strength * min(1.0, 6 / max(1, curves)) ** 1.5
 
 
 def render(
     draw: Callable[[Look, bool], "Figure"], look: Look, narrow: bool = False, kind: str = "png"
 ) -> bytes:
-    """The picture as a file of the given kind, under a look of its own and no global style."""
+    """The picture as a file of the given kind, under a look of its own and no global style.
+
+    Its texts are text: no `$` begins mathematics, and what no font of this machine has is a box.
+    """
     import matplotlib
 
     style = {
+        "font.family": [FONT],
         "font.size": 9.5,
+        "text.parse_math": False,
         "svg.hashsalt": "lcx",  # the same report, the same bytes
         "figure.facecolor": look.paper,
         "axes.facecolor": look.paper,
@@ -78,9 +114,13 @@ def render(
         "legend.frameon": False,
     }
     buffer = io.BytesIO()
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(style)
         undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        draw(look, narrow).savefig(buffer, format=kind, dpi=200, metadata=undated.get(kind))
+        figure = draw(look, narrow)
+        _find_glyphs(figure)
+        figure.savefig(buffer, format=kind, dpi=200, metadata=undated.get(kind))
     return buffer.getvalue()
 
 
@@ -91,169 +131,57 @@ def darkened(svg: str) -> str:
     return re.sub("|".join(pairs), lambda found: pairs[found[0]], svg)
 
 
-def canvas(narrow: bool) -> tuple["Figure", "Axes"]:
-    """An empty picture, for a page or for a telephone."""
-    from matplotlib.figure import Figure
+def _find_glyphs(figure: "Figure") -> None:
+    """Give each text the fonts that its characters need; a box for what none has."""
+    from matplotlib.text import Text
 
-    fig = Figure(figsize=(4.3, 4.9) if narrow else (8.2, 4.5), layout="constrained")
-    return fig, fig.add_subplot()
-
-
-# Axes
-
-
-def length_axis(ax: "Axes", lengths: list[int], label: str, narrow: bool) -> None:
-    """A log x axis with a tick at each length; where these crowd, some go without their number."""
-    ax.set_xscale("log", base=2)
-    low, high = lengths[0] / 2**0.3, lengths[-1] * 2**0.3
-    ends = [lengths[-1], lengths[0], *lengths[1:-1]]
-    named = set(_spaced(ends, low, high, 0.095 if narrow else 0.05))
-    ax.set_xticks(lengths, [short_length(c) if c in named else "" for c in lengths])
-    ax.minorticks_off()
-    ax.set_xlim(low, high)
-    ax.set_xlabel(label)
+    # a picture knows left-to-right marks in place of isolates, which its font lacks
+    marks = str.maketrans("\u2068\u2069", "\u200e\u200e")
+    for text in figure.findobj(Text):
+        if not isinstance(text, Text):
+            continue
+        said = text.get_text().translate(marks)
+        fonts = [FONT]
+        for c in sorted(set(said) - {"\n"}):
+            family = _family_with(c)
+            if family is None:
+                said = said.replace(c, "" if unicodedata.category(c) == "Cf" else "▯")
+            elif family not in fonts:
+                fonts.append(family)
+        text.set_text(said)
+        text.set(family=fonts)
 
 
-def log_axis(
-    axis: Literal["x", "y"],
-    ax: "Axes",
-    low: float,
-    high: float,
-    write: Callable[[float], str],
-    ticks: Callable[[float, float, float], list[float]] | None = None,
-) -> None:
-    """A log axis from low to high, with round numbers at even distances, however short it is.
+@cache
+def _family_with(character: str) -> str | None:
+    """A font family of this machine that can draw the character, FONT first."""
+    from matplotlib.font_manager import fontManager
 
-    ticks: as `log_ticks`, for other numbers.
-    """
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    getattr(ax, f"set_{axis}scale")("log")
-    getattr(ax, f"set_{axis}lim")(low, high)
-    one = ax.xaxis if axis == "x" else ax.yaxis
-    gap = 0.13 if axis == "x" else 0.075
-    one.set_major_locator(FixedLocator((ticks or log_ticks)(low, high, gap)))
-    one.set_minor_locator(NullLocator())
-    one.set_major_formatter(FuncFormatter(lambda x, _: write(x)))
+    if character in _characters(_file(FONT)):
+        return FONT
+    if unicodedata.category(character)[0] == "C":
+        return None
+    for font in sorted(fontManager.ttflist, key=lambda font: font.name):
+        usual = (font.style, font.variant, font.weight) == ("normal", "normal", 400)
+        fits = usual and not font.name.startswith("Last Resort")  # which has a box for each script
+        if fits and character in _characters(font.fname):
+            return font.name
+    return None
 
 
-def log_ticks(low: float, high: float, gap: float) -> list[float]:
-    """Round numbers in [low, high], no two nearer on a log scale than this share of its length."""
-    from matplotlib.ticker import MaxNLocator
+def _file(family: str) -> str:
+    from matplotlib.font_manager import findfont
 
-    if high / low < 3:
-        even = MaxNLocator(max(2, int(0.6 / gap)), steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-        return [float(x) for x in even if low <= x <= high]
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    round_first = (1, 5, 2, 3, 7, 1.5, 4, 2.5, 6, 8, 1.2)
-    return sorted(_spaced((m * 10.0**d for m in round_first for d in decades), low, high, gap))
+    return str(findfont(family))
 
 
-def bounded_axis(ax: "Axes", bounds: tuple[float, float]) -> float:
-    """A linear y axis from bound to bound, with a little room; its upper limit."""
-    low, high = bounds
-    room = 0.03 * (high - low)
-    ax.set_ylim(low - room, high + room)
-    return high + room
+@cache
+def _characters(file: str) -> frozenset[str]:
+    """What a font file can draw; nothing where its letters are bitmaps, as those of some emoji."""
+    from matplotlib.ft2font import FT2Font
 
-
-def level_axis(
-    ax: "Axes", curves: list[np.ndarray], bands: Iterable[tuple[float, float, float]] = ()
-) -> float:
-    """A log y axis that fits the curves' values; its upper limit.
-
-    bands: value, low and high of points; what is in sight shows its band, up to twice the range.
-
-    A curve that blows up may not squash the rest: the axis ends at 32 times the lowest value, or
-    where every curve shows at least its lowest point.
-    """
-    finite = curves or [np.array([1.0, 10.0])]
-    low, high = min(v.min() for v in finite), max(v.max() for v in finite)
-    high = min(high, max(32 * low, min(1.2 * max(v.min() for v in finite), 1000 * low)))
-    room = max(high / low, 1.3)
-    seen = [(a, b) for y, a, b in bands if math.isfinite(a + b) and y <= high]
-    low, high = (
-        max(low / room, min([low, *(a for a, _ in seen)])),
-        min(high * room, max([high, *(b for _, b in seen)])),
-    )
-    pad = max((high / low) ** 0.06, 1.03)
-    log_axis("y", ax, low / pad, high * pad, lambda y: f"{y:,g}")
-    return high * pad
-
-
-def bytes_axis(axis: Literal["x", "y"], ax: "Axes", values: Sequence[float]) -> None:
-    """A log axis of bytes, with ticks at powers of 2 around the values."""
-
-    def powers_of_2(low: float, high: float, gap: float) -> list[float]:
-        powers = range(math.floor(math.log2(low)), math.ceil(math.log2(high)) + 1)
-        order = sorted(powers, key=lambda p: (p % 10 != 0, p % 5 != 0, p % 2 != 0))
-        return sorted(_spaced((2.0**p for p in order), low, high, gap)) or sorted(set(values))
-
-    log_axis(axis, ax, min(values) / 1.4, max(values) * 1.4, short_bytes, powers_of_2)
-
-
-def _spaced(candidates: Iterable[float], low: float, high: float, gap: float) -> list[float]:
-    """Of the candidates, the earlier first, those that keep their distance from each other."""
-    chosen: list[float] = []
-    for x in candidates:
-        if low <= x <= high:
-            near = (abs(math.log(x / y)) / math.log(high / low) for y in chosen)
-            if min(near, default=math.inf) >= gap:
-                chosen.append(x)
-    return chosen
-
-
-def name_curves(
-    fig: "Figure",
-    ax: "Axes",
-    look: Look,
-    narrow: bool,
-    names: list[str],
-    ends: Sequence[tuple[float, float] | None],
-    write: Callable[[float], str] | None = None,
-) -> None:
-    """Name each curve and its last value beside its end; below the axes on a narrow picture.
-
-    Names are spread apart where ends are close; a thin line leads from a curve to its name.
-    """
-    from matplotlib.lines import Line2D
-
-    shown = [(i, names[i], end) for i, end in enumerate(ends) if end is not None]
-    short = {name: _shortened(name) for name in names}
-    if narrow:
-        handles = [Line2D([], [], **style_of(i, look), label=short[n]) for i, n, _ in shown]
-        fig.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8.5)
-        return
-    bottom, top = ax.get_ylim()
-    to_axes = ax.transData + ax.transAxes.inverted()
-    tips = [(x, np.clip(np.nan_to_num(y, nan=top), bottom, top)) for _, _, (x, y) in shown]
-    at = [float(to_axes.transform(tip)[1]) for tip in tips]
-    order, gap = sorted(range(len(at)), key=lambda j: at[j]), min(0.062, 1 / max(1, len(at) - 1))
-    for _ in range(500):
-        for below, above in pairwise(order):
-            push = max(0.0, gap - (at[above] - at[below])) / 2
-            at[below], at[above] = max(0.0, at[below] - push), min(1.0, at[above] + push)
-    for (i, name, (_, y)), tip, height in zip(shown, tips, at, strict=True):
-        style = style_of(i, look)
-        if not math.isnan(y):
-            line = {"arrowstyle": "-", "color": style["color"], "alpha": 0.5, "lw": 0.8}
-            ax.annotate("", tip, (1.03, height), textcoords="axes fraction", arrowprops=line,
-                        annotation_clip=False)  # fmt: skip
-        ax.plot(1.04, height, **style, markersize=5, transform=ax.transAxes, clip_on=False)
-        arrow = "↑" if y > top else ""
-        value = short_number(y) if write is None else write(y)
-        ax.text(1.06, height, f"{short[name]}  {arrow}{value}", size=8.5, va="center",
-                transform=ax.transAxes)  # fmt: skip
-
-
-def name_points(fig: "Figure", look: Look, narrow: bool, names: list[str]) -> None:
-    """A legend below, for a picture of several axes."""
-    from matplotlib.lines import Line2D
-
-    marks = [style_of(i, look) | {"linestyle": "none"} for i in range(len(names))]
-    handles = [Line2D([], [], **m, label=_shortened(n)) for m, n in zip(marks, names, strict=True)]
-    fig.legend(handles=handles, loc="outside lower center", ncols=2 if narrow else 4, fontsize=8.5)
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= 28 else f"{name[:13]}…{name[-14:]}"
+    try:
+        font = FT2Font(file)
+    except (OSError, RuntimeError):  # matplotlib remembers fonts that are gone
+        return frozenset()
+    return frozenset(map(chr, font.get_charmap())) if font.scalable else frozenset()

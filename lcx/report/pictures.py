@@ -1,5 +1,6 @@
 """Which pictures a report has: how each is drawn, and the numbers in it."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -39,7 +40,7 @@ class Picture:
 def pictures_of(report: Report, curves: Curves) -> dict[str, Picture]:
     """By the name of their files, that of the measure first; empty ones are left out."""
     measure = measure_in(report)
-    stem, name = measure.name.replace(" ", "_"), measure.name.capitalize()
+    stem, name = re.sub(r"\W+", "_", measure.name).strip("_"), measure.name.capitalize()
     first = report["differences"]["against"]
     gains, differences = series.gains(report), series.differences(report)
     found = {

@@ -2,7 +2,11 @@
 
 from lcx.report.summary import Report, context_lengths, context_unit, measure_in
 from lcx.report.tables import interval
-from lcx.wording import listed, plural, short_number
+from lcx.wording import isolated, listed, plural, short_number
+
+BUSY = 0.8
+"""Of the best step's speed: below it, the median step waited for more than a fifth of its time, and
+a table of speeds says more of the machine than of its variants."""
 
 
 def finding(report: Report) -> str:
@@ -15,8 +19,9 @@ def finding(report: Report) -> str:
     points = report["variants"][name]["contexts"]
     point = next(p for p in points if p["context"] == at["context"])
     between = interval(point[measure.interval])
+    name = isolated(name)
     value = short_number(point[measure.key]) + (f" (95% interval {between})" if between else "")
-    if at["finite"] == [name]:
+    if at["finite"] == [at["best"]]:
         return f"{where} {name} has a {measure.name} of {value}."
     if not at["known"]:
         return (
@@ -28,7 +33,7 @@ def finding(report: Report) -> str:
             f"{where} no variant is told apart from {name}, whose {measure.name} is the {most}: "
             f"{value}."
         )
-    others = [n for n in at["bold"] if n != name]
+    others = [isolated(n) for n in at["bold"] if n != at["best"]]
     tie = f"; {listed(others)} cannot be told apart from it" if others else ""
     return f"{where} {name} has the {most} {measure.name}: {value}{tie}."
 
@@ -64,9 +69,12 @@ def trained_in_words(report: Report) -> str:
         "Full markers: no target was predicted from more tokens than the variant was trained on; "
         "hollow ones: some were."
     )
-    spread = any(v["setup"]["positions"] for v in report["variants"].values())
+    variants = report["variants"].values()
+    spread = any(v["setup"]["positions"] for v in variants)
     rows = " Where training spread positions out, the length of its rows counts all the same."
-    return said + rows * spread
+    published = any(v["published"] for v in variants)
+    config = " Of published weights, what their config says that they read counts as training."
+    return said + rows * spread + config * published
 
 
 def ties_in_words(report: Report) -> str:
@@ -104,8 +112,9 @@ def comparisons_in_words(report: Report) -> str:
     known = [x["training_chance"] for x in compared]
     above = any(v["gains"] for v in report["variants"].values())
     marks = "Marks as above." if above else _marks(report)
+    first = isolated(report["differences"]["against"])
     said = (
-        f"{_compared(report)} that of {report['differences']['against']}. Documents are paired, so "
+        f"{_compared(report)} that of {first}. Documents are paired, so "
         "this can tell apart two curves whose own bands overlap; seeds are paired where one "
         "variant starts from the other, or both from the same third. "
     )
@@ -116,6 +125,29 @@ def comparisons_in_words(report: Report) -> str:
         "another training would change is not included, and no difference between them is marked. "
     )
     return said + once + (marks if any(known) else "")
+
+
+def speeds_in_words(report: Report) -> str:
+    """Of which steps the speeds are, and whose machine was busy."""
+    said = (
+        "Tokens / s leave compilation out: those of the median step, and below it of the best (one "
+        "step in twenty was faster)."
+    )
+    speeds = {
+        name: v["tokens_per_second"] / v["best_tokens_per_second"]
+        for name, v in report["variants"].items()
+        if v["tokens_per_second"] is not None
+    }
+    busy = [name for name, share in speeds.items() if share < BUSY]
+    if not busy:
+        return said
+    who = "all variants" if busy == list(speeds) else listed([isolated(n) for n in busy])
+    least, more = min(speeds[n] for n in busy), " or more" * (len(busy) > 1)
+    return (
+        f"{said} While {who} trained, the machine was busy with something else: the median step "
+        f"had {least:.0%} of the best one's speed{more}. "
+        "Seconds are too many there, and the best step is the fairer one to compare."
+    )
 
 
 def weights_in_words(report: Report) -> str:

@@ -60,6 +60,7 @@ def quality(report: Report) -> list[Row]:
                 "variant": name,
                 "training_flops": or_nan(v["train_flops"]),
                 "tokens_per_second": or_nan(v["tokens_per_second"]),
+                "best_tokens_per_second": or_nan(v["best_tokens_per_second"]),
                 "best": best,
                 "best_context": next((c for c, x in finite.items() if x == best), None),
                 "longest": longest,
@@ -89,6 +90,13 @@ def training(report: Report, curves: Curves) -> list[Row]:
         for seed, rows in enumerate(curves.get(name, []))
         for row in rows
     ]
+
+
+def loss_unit(report: Report) -> str:
+    """What the losses of the variants count."""
+    setups = [variant["setup"] for variant in report["variants"].values()]
+    units = {setup["loss_unit"] for setup in setups if setup["steps"] > 0}
+    return units.pop() if len(units) == 1 else "in each variant's own unit"
 
 
 def flat(points: Points) -> list[Row]:

@@ -5,8 +5,8 @@ Everything here is numbers and plain values; report.json is what `summarise` giv
 
 import json
 import math
-from collections.abc import Sequence
-from itertools import combinations, pairwise
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -22,19 +22,25 @@ from lcx.report.comparable import (
     measure_of,
     measures_of,
 )
+from lcx.training.speed import speed_of
 
 Report = dict[str, Any]
 Curves = dict[str, list[list[dict[str, Any]]]]
 """Rows of training metrics ("step", "tokens", "seconds", "loss"), by variant, by run."""
 
+NONE: Mapping[str, str] = {}
+
 LEVEL = 0.05
 """The chance, held by the method, that any mark of a page is wrong."""
 
 
-def summarise(results: Sequence[Evaluation], curves: Curves) -> Report:
+def summarise(
+    results: Sequence[Evaluation], curves: Curves, failures: Mapping[str, str] = NONE
+) -> Report:
     """What report.json says, before infinities are written as null.
 
-    The first variant is the one that the others are compared against. Raises ValueError when the
+    The first variant is the one that the others are compared against. failures: runs that could not
+    be trained or evaluated, with the reason. Raises ValueError when the
     results cannot be compared: other protocols, other data, other target documents, or a run that
     is there twice.
     """
@@ -61,7 +67,11 @@ def summarise(results: Sequence[Evaluation], curves: Curves) -> Report:
         "data": _shared({v.name: v.results[0]["data"] for v in variants}),
         "about": first.results[0]["about"],
         "measure": measure.name,
+        "stands_for": {
+            key: jsonable(first.results[0][key]) for key in ("variant", "protocol", "data")
+        },
         "variants": by_name,
+        "failures": dict(failures),
         "differences": {
             "against": first.name,
             "variants": {
@@ -108,19 +118,6 @@ def context_lengths(report: Report) -> list[int]:
 def bold_variants(report: Report) -> dict[int, list[str]]:
     """At each context the variants that are not told apart from the best, where others are."""
     return {at["context"]: at["bold"] for at in report["best"]}
-
-
-def steady_speed(runs: Sequence[Sequence[dict[str, Any]]]) -> float | None:
-    """Tokens a second of the median step, which neither compiles nor waits; None without steps."""
-    steps = [
-        (after["tokens"] - before["tokens"], after["seconds"] - before["seconds"])
-        for rows in runs
-        for before, after in pairwise(rows)
-    ]
-    if not steps:
-        return None
-    tokens, seconds = np.median(np.array(steps, dtype=float), axis=0)
-    return float(tokens / seconds) if seconds > 0 else None
 
 
 # What is compared with what
@@ -202,12 +199,18 @@ def _of_variant(
     measures = measures_of([variant])
     levels = ("context", *(k for m in measures for k in (m.key, m.interval)))
     points = [pooled_score(variant.at(c), measures) for c in variant.contexts]
+    speed = speed_of(curves)
     return {
         **{key: first[key] for key in kept},
         "seeds": len(results),
+        "changed": sorted({line for r in results for line in r["changed"]}),
         **{key: float(np.mean([r[key] for r in results])) for key in measured},
-        "tokens_per_second": steady_speed(curves),
-        "contexts": [{**p, "trained": p["reach"] <= first["train_len"]} for p in points],
+        "tokens_per_second": speed and speed.median,
+        "best_tokens_per_second": speed and speed.best,
+        # where nobody says how long it was trained, nothing is marked as longer
+        "contexts": [
+            {**p, "trained": p["reach"] <= (first["train_len"] or p["reach"])} for p in points
+        ],
         "gains": gains,
         "runs": [
             {

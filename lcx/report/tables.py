@@ -5,13 +5,17 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from lcx import spec
+from lcx.cost import uncounted_note
+from lcx.experiment import Train
 from lcx.protocols.measures import Measure
-from lcx.report.look import LIGHT
+from lcx.report.look import swatch
 from lcx.report.series import quality
 from lcx.report.summary import Report, bold_variants, context_lengths, measure_in
 from lcx.wording import megaflops, or_nan, ratio, short_bytes, short_number, signed
 
 Write = Callable[[float | None], str]
+DEFAULT_LOSS = spec.describe(Train().loss)
 
 
 def measure_table(report: Report) -> str:
@@ -21,7 +25,7 @@ def measure_table(report: Report) -> str:
     def cell(name: str, context: int, point: dict[str, Any]) -> str:
         return _level(measure, point, "best" * (name in bold[context]))
 
-    return _by_context(report, cell)
+    return _by_context(report, cell, _failed(report, len(context_lengths(report)) + 1))
 
 
 def byte_table(report: Report, measure: Measure) -> str:
@@ -48,19 +52,23 @@ def variant_table(report: Report) -> str:
         setup = v["setup"]
         trained = setup["steps"] > 0
         start = setup["init_from"]
-        begun = "" if start is None else f"<small>from {html.escape(start)}</small>"
+        begun = "" if start is None else _small(f"from {start}")
+        begun += "".join(_small(f"--set {change}") for change in setup["changes"])
+        begun += "".join(_small(f"taken as it is: {line}") for line in v["changed"])
         mixers = "<br>".join(html.escape(m) for m in dict.fromkeys(setup["mixers"]))
-        spread = f"<small>{html.escape(setup['positions'])}</small>" if setup["positions"] else ""
+        spread = _small(setup["positions"]) if setup["positions"] else ""
         rate = setup["learning_rate"]
         cells = [
             f"{setup['layers']}", f"{setup['width']:,}", _heads(setup["heads"]),
             f"{v['cost']['parameters']:,}",
             f"{setup['batch']:,} x {setup['length']:,}{spread}" if trained else "–",
             f"{setup['steps']:,}" if trained else "–",
-            f"{v['train_tokens']:,.0f}",
+            f"{v['train_tokens']:,.0f}" if v["train_tokens"] else "–",
             f"{rate:g}" if trained and rate is not None else "–",
         ]  # fmt: skip
         optimizer = html.escape(setup["optimizer"]) if trained else "–"
+        if trained and setup["loss"] != DEFAULT_LOSS:
+            optimizer += _small(f"loss: {setup['loss']}")
         rows.append(
             [
                 _row_name(i, name, begun),
@@ -70,26 +78,38 @@ def variant_table(report: Report) -> str:
                 f'<td class="text">{optimizer}</td>',
             ]
         )
-    return _table(head, rows)
+    return _table(head, [*rows, *_failed(report, len(head) - 1)])
 
 
 def cost_table(report: Report) -> str:
     """What training and evaluating took, and the best point for it."""
     measure = measure_in(report)
-    head = ["variant", "MFLOP / token", "training FLOPs", "training s", "steady tokens / s",
-            "evaluation s", f"best {measure.name}", "at context"]  # fmt: skip
+    head = ["variant", "MFLOP / token", "training FLOPs", "training s", "tokens / s",
+            "evaluation s", f"best {html.escape(measure.name)}", "at context"]  # fmt: skip
     rows = []
     best = {row["variant"]: row for row in quality(report)}
     for i, (name, v) in enumerate(report["variants"].items()):
-        speed, context = or_nan(v["tokens_per_second"]), best[name]["best_context"]
+        context, trained = best[name]["best_context"], v["train_tokens"] > 0
         cells = [
-            megaflops(v["cost"]["training_flops"]), short_number(v["train_flops"]),
-            f"{v['train_seconds']:,.1f}", "–" if math.isnan(speed) else f"{speed:,.0f}",
+            megaflops(v["cost"]["training_flops"]),
+            short_number(v["train_flops"]) if trained else "–",
+            f"{v['train_seconds']:,.1f}" if trained else "–",
+            _speed(v),
             f"{v['eval_seconds']:,.1f}", short_number(best[name]["best"]),
             "–" if context is None else f"{context:,}",
         ]  # fmt: skip
         rows.append([_row_name(i, name), *(f"<td>{c}</td>" for c in cells)])
-    return _table(head, rows)
+    missing = (n for v in report["variants"].values() for n in v["cost"]["uncounted"])
+    note = uncounted_note(missing)
+    return _table(head, rows) + (f'\n<p class="note">{html.escape(note)}</p>' if note else "")
+
+
+def _speed(variant: dict[str, Any]) -> str:
+    """Of the median step; small, of the best."""
+    if variant["tokens_per_second"] is None:
+        return "–"
+    best = _small(f"best {variant['best_tokens_per_second']:,.0f}")
+    return f"{variant['tokens_per_second']:,.0f}{best}"
 
 
 def state_table(report: Report) -> str:
@@ -121,13 +141,18 @@ def mark(comparison: dict[str, Any], measure: Measure) -> str:
     return "lower" if or_nan(comparison["value"]) < measure.neutral else "higher"
 
 
-def _by_context(report: Report, cell: Callable[[str, int, dict[str, Any]], str]) -> str:
+def _by_context(
+    report: Report,
+    cell: Callable[[str, int, dict[str, Any]], str],
+    more: Sequence[list[str]] = (),
+) -> str:
     contexts, rows = context_lengths(report), []
     for i, (name, v) in enumerate(report["variants"].items()):
         points = {p["context"]: p for p in v["contexts"]}
+        trained = "–" if v["train_len"] is None else f"{v['train_len']:,}"
         cells = [cell(name, c, points[c]) if c in points else "<td>–</td>" for c in contexts]
-        rows.append([_row_name(i, name), f"<td>{v['train_len']:,}</td>", *cells])
-    return _table(["variant", "trained to", *(f"{c:,}" for c in contexts)], rows)
+        rows.append([_row_name(i, name), f"<td>{trained}</td>", *cells])
+    return _table(["variant", "trained to", *(f"{c:,}" for c in contexts)], [*rows, *more])
 
 
 def _level(measure: Measure, point: dict[str, Any], kind: str) -> str:
@@ -166,9 +191,22 @@ def _heads(heads: Sequence[int | None]) -> str:
 
 
 def _row_name(i: int, name: str, more: str = "") -> str:
-    lap, hue = divmod(i, len(LIGHT.colours))
-    swatch = f'<i class="{"ring" if lap % 2 else ""}" style="color: var(--c{hue})"></i>'
-    return f'<th scope="row">{swatch}{html.escape(name)}{more}</th>'
+    return f'<th scope="row">{swatch(i)}<bdi>{html.escape(name)}</bdi>{more}</th>'
+
+
+def _failed(report: Report, columns: int) -> list[list[str]]:
+    """A row for each run that could not be trained or evaluated, which says why."""
+    return [
+        [
+            f'<th scope="row"><bdi>{html.escape(name)}</bdi></th>',
+            f'<td class="text" colspan="{columns}">failed: {html.escape(reason)}</td>',
+        ]
+        for name, reason in report["failures"].items()
+    ]
+
+
+def _small(text: str) -> str:
+    return f"<small>{html.escape(text)}</small>"
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -2,21 +2,23 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lcx.cost import Cost
+from lcx.cost import Cost, uncounted_note
 from lcx.evaluation.metrics import Evaluation, jsonable
 from lcx.report.page import render_page
 from lcx.report.pictures import pictures_of
 from lcx.report.sentences import ties_in_words
 from lcx.report.series import as_csv
 from lcx.report.summary import (
+    NONE,
     Curves,
     Report,
     bold_variants,
@@ -25,22 +27,36 @@ from lcx.report.summary import (
     measure_in,
     summarise,
 )
-from lcx.wording import megaflops, short_bytes, short_length, short_number
+from lcx.wording import (
+    listed,
+    megaflops,
+    plural,
+    short_bytes,
+    short_count,
+    short_length,
+    short_number,
+)
 
 
 def write_report(
-    out: Path, title: str, question: str, results: Sequence[Evaluation], curves: Curves
+    out: Path,
+    title: str,
+    question: str,
+    results: Sequence[Evaluation],
+    curves: Curves,
+    failures: Mapping[str, str] = NONE,
 ) -> Report:
     """Write the report of one experiment into the folder `out`; give back what report.json says.
 
     `question` is the experiment file's docstring; `results` has one for each run of each variant.
-    The first variant is the one the others are compared against. Each picture comes as PNG, SVG and
+    The first variant is the one the others are compared against. `failures` has, for each run that
+    could not be trained or evaluated, the reason. Each picture comes as PNG, SVG and
     PDF, with its numbers as CSV.
 
     Raises ValueError when the results cannot be compared: other protocols, other data, other
     target documents, or a run that is there twice.
     """
-    report = summarise(results, curves)
+    report = summarise(results, curves, failures)
     pictures = pictures_of(report, curves)
     strict = jsonable(report)
     files = {
@@ -61,49 +77,91 @@ def write_report(
 
 
 def print_table(report: Report, console: Console) -> None:
-    """The measure by variant and context, for a terminal of 80 columns and up to 8 contexts."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("variant", overflow="fold")
-    table.add_column("train", justify="right", no_wrap=True, style="dim")
+    """The measure by variant and context, for a terminal of 80 columns."""
     contexts, bold, measure = context_lengths(report), bold_variants(report), measure_in(report)
-    for c in contexts:
-        table.add_column(short_length(c), justify="right", no_wrap=True)
+    rows = []
     for name, variant in report["variants"].items():
-        cells = [Text(name), Text(short_length(variant["train_len"]))]
+        changed = "†" if variant["setup"]["changes"] else ""
+        trained = variant["train_len"]
+        length = "–" if trained is None else short_length(trained)
+        cells = [Text(f"{name}{changed}"), Text(length, "dim")]
         points = {p["context"]: p for p in variant["contexts"]}
         for c in contexts:
             point = points.get(c, {})
             beyond = not point.get("trained", True)
             text = short_number(point.get(measure.key)) + ("*" if beyond else " ")
             cells.append(Text(text, "bold green" if name in bold[c] else "dim" if beyond else ""))
-        table.add_row(*cells)
-    console.print(table)
-    console.print(
+        rows.append(cells)
+    left_out = _print_by_length(["variant", "train"], contexts, rows, 16, console)
+    for name, reason in report["failures"].items():
+        console.print(f"{name} failed: {reason}", style="red")
+    setups = [variant["setup"] for variant in report["variants"].values()]
+    changes = dict.fromkeys(change for s in setups for change in s["changes"])
+    _print_note(
         f"{measure.name.capitalize()} by context length in {context_unit(report)}; "
         f"{'lower' if measure.best is min else 'higher'} is better. {ties_in_words(report)}\n"
-        "* some targets were predicted from more tokens than the variant was trained on.",
-        style="dim",
-        highlight=False,
+        "* some targets were predicted from more tokens than the variant was trained on."
+        + (f"\n† changed by --set: {listed(list(changes))}." if changes else "")
+        + (f"\nThe page has {plural(left_out, 'more context')}." if left_out else ""),
+        console,
     )
 
 
 def print_costs(costs: dict[str, Cost], console: Console) -> None:
     """What each variant takes, and what decoding keeps at each length, for a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("variant", overflow="fold")
-    table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("MFLOP", justify="right", no_wrap=True)
-    lengths = next(iter(costs.values()))["state_bytes"]
-    for length in lengths:
-        table.add_column(short_length(int(length)), justify="right", no_wrap=True)
-    for name, cost in costs.items():
-        state = [short_bytes(cost["state_bytes"][length]) for length in lengths]
-        flops = megaflops(cost["training_flops"])
-        table.add_row(name, short_number(cost["parameters"]), flops, *state)
-    console.print(table)
-    console.print(
-        "Parameters; MFLOP per token of training at its training length, forward and backward;\n"
-        "and the state that decoding keeps of a text, by its length in tokens.",
-        style="dim",
-        highlight=False,
+    lengths = [int(length) for length in next(iter(costs.values()))["state_bytes"]]
+    rows = [
+        [
+            Text(name),
+            Text(short_count(cost["parameters"])),
+            Text(megaflops(cost["training_flops"])),
+            *(Text(short_bytes(cost["state_bytes"][str(length)])) for length in lengths),
+        ]
+        for name, cost in costs.items()
+    ]
+    left_out = _print_by_length(["variant", "params", "MFLOP"], lengths, rows, 28, console)
+    _print_note(
+        "Parameters; MFLOP per token of training at its training length, forward and backward; and "
+        "the bytes of state that decoding keeps of a text, by its length in tokens."
+        + (f" A wider terminal shows {plural(left_out, 'more length')}." if left_out else ""),
+        console,
     )
+    if note := uncounted_note(n for cost in costs.values() for n in cost["uncounted"]):
+        console.print(note)
+
+
+def _print_by_length(
+    head: list[str], lengths: list[int], rows: list[list[Text]], whole: int, console: Console
+) -> int:
+    """A table whose last columns are lengths; how many of these had no room.
+
+    Names of up to `whole` columns stay in one line; for that, lengths go: the first and the last
+    stay.
+    """
+    titles = [*head, *map(short_length, lengths)]
+    widths = [
+        max([cell_len(title), *(row[j].cell_len for row in rows)]) for j, title in enumerate(titles)
+    ]
+    fixed = len(head)
+    room = console.width - min(widths[0], whole) - sum(w + 1 for w in widths[1:fixed]) - 2
+    kept = len(lengths)
+    while kept > 2 and sum(widths[fixed + j] + 1 for j in _spread(kept, len(lengths))) > room:
+        kept -= 1
+    shown = [*range(fixed), *(fixed + j for j in _spread(kept, len(lengths)))]
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column(Text(titles[0]), overflow="fold")
+    for j in shown[1:]:
+        table.add_column(Text(titles[j]), justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[j] for j in shown))
+    console.print(table)
+    return len(lengths) - kept
+
+
+def _spread(kept: int, of: int) -> list[int]:
+    """So many places of a list, at even distances, first and last among them."""
+    return [round(j * (of - 1) / max(1, kept - 1)) for j in range(kept)]
+
+
+def _print_note(text: str, console: Console) -> None:
+    console.print(Text(text, "dim"))

@@ -5,10 +5,11 @@ the same blocks wherever it is packed. A block that is complete is put into a st
 row's documents in turn; what is not yet complete is seen as tokens.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from lcx.ops.attention import attention
@@ -58,7 +59,7 @@ class Stored(NamedTuple):
 
 
 def empty(
-    batch: int, capacity: int, block: int, kept: int, groups: int, width: int, dtype: Any
+    batch: int, capacity: int, block: int, kept: int, groups: int, width: int, dtype: DTypeLike
 ) -> BlocksState:
     """The last block - 1 tokens, and room for `kept` tokens of each complete block."""
     blocks = max(1, capacity // block)

@@ -1,10 +1,10 @@
 """Sparse Transformer's fixed pattern."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from lcx.ops.attention import attention, merge
 from lcx.positions import PositionScheme, encodes_only
@@ -39,7 +39,9 @@ class Fixed:
         rank = np.arange(length)
         return float((rank % self.block + 1 + rank // self.block * self.summary).mean())
 
-    def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
+    def init_state(
+        self, batch: int, capacity: int, groups: int, width: int, dtype: DTypeLike
+    ) -> State:
         return blocks.empty(batch, capacity, self.block, self.summary, groups, width, dtype)
 
     def __call__(self, asked: Request) -> Attended:

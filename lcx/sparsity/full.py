@@ -1,9 +1,9 @@
 """The whole past, and the cache that holds it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from lcx.ops.attention import attention
 from lcx.ops.sharded_attention import sharded_attention
@@ -23,7 +23,9 @@ class Full:
     def keys_seen(self, length: int) -> float:
         return (length + 1) / 2
 
-    def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
+    def init_state(
+        self, batch: int, capacity: int, groups: int, width: int, dtype: DTypeLike
+    ) -> State:
         entries = empty(batch, capacity, groups, width, dtype)
         return GrowingCache(entries, jnp.zeros(batch, jnp.int32))
 

@@ -1,10 +1,11 @@
 """What sparsities keep of the past, and how they count within a document."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from lcx.ops.attention import Bias
@@ -12,7 +13,7 @@ from lcx.ops.tiles import Index
 from lcx.parallel import seqpar
 from lcx.parallel.seqpar import Affine, Shards
 from lcx.positions import PositionScheme
-from lcx.sparsity.protocol import Request
+from lcx.sparsity.protocol import Request, Sparsity
 from lcx.types import Context, State
 
 
@@ -26,16 +27,26 @@ class Entries(NamedTuple):
     """The document of each, or what else decides who sees it; -1 where a slot is empty."""
 
 
+@runtime_checkable
+class Past(Protocol):
+    """`Entries`, or another NamedTuple of arrays [B S ...], keys among them."""
+
+    @property
+    def k(self) -> Array: ...
+
+
+Kept = TypeVar("Kept", bound=Past)
+
+
 class GrowingCache(NamedTuple):
     """Room for the tokens of a whole text, of which the first `used` are there."""
 
-    entries: Any
-    """`Entries`, or what else has an array [B S ...] in every field."""
+    entries: Past
     used: Int[Array, " B"]
     """The same in all rows, which are read side by side."""
 
 
-def empty(batch: int, slots: int, groups: int, width: int, dtype: Any) -> Entries:
+def empty(batch: int, slots: int, groups: int, width: int, dtype: DTypeLike) -> Entries:
     """Room for `slots` tokens."""
     return Entries(
         k=jnp.zeros((batch, slots, groups, width), dtype),
@@ -45,7 +56,7 @@ def empty(batch: int, slots: int, groups: int, width: int, dtype: Any) -> Entrie
     )
 
 
-def before_first(sparsity: Any, asked: Request) -> State:
+def before_first(sparsity: Sparsity, asked: Request) -> State:
     """The state that was given; where there is none, that before the text's first token."""
     if asked.state is not None:
         return asked.state
@@ -55,8 +66,8 @@ def before_first(sparsity: Any, asked: Request) -> State:
 
 
 def append(
-    state: GrowingCache | None, new: Any, shards: Shards | None
-) -> tuple[Any, Index, GrowingCache | None]:
+    state: GrowingCache | None, new: Kept, shards: Shards | None
+) -> tuple[Kept, Index, GrowingCache | None]:
     """The entries of the past and of a piece; the index of its first among them; the state after.
 
     A growing cache has its used tokens followed by the piece's. Without a state there is none.
@@ -77,7 +88,7 @@ def append(
     return seen, at + begin, GrowingCache(seen, state.used + length)
 
 
-def slide(past: Any, new: Any, shards: Shards | None) -> tuple[Any, Any]:
+def slide(past: Kept, new: Kept, shards: Shards | None) -> tuple[Kept, Kept]:
     """The last tokens followed by a piece, to be seen; and the last of those, to be kept."""
     slots = past.k.shape[1]
     before = jax.tree.map(lambda p, n: seqpar.halo(n, p, shards), past, new)

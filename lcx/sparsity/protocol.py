@@ -1,7 +1,8 @@
 """What a sparsity is to the mixer that calls it."""
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lcx.positions import PositionScheme
@@ -51,7 +52,9 @@ class Sparsity(Protocol):
         """How many keys a query sees, on average over a text of `length` tokens."""
         ...
 
-    def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
+    def init_state(
+        self, batch: int, capacity: int, groups: int, width: int, dtype: DTypeLike
+    ) -> State:
         """The state before the first token of a text of at most `capacity` tokens.
 
         `groups` KV heads of `width` features each; activations are kept in `dtype`.

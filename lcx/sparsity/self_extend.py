@@ -1,9 +1,10 @@
 """The whole past, with positions that a model trained on shorter texts has seen."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from lcx.ops.attention import attention, merge
@@ -50,7 +51,9 @@ class SelfExtend:
     def keys_seen(self, length: int) -> float:
         return (length + 1) / 2
 
-    def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
+    def init_state(
+        self, batch: int, capacity: int, groups: int, width: int, dtype: DTypeLike
+    ) -> State:
         lengths = jnp.zeros((batch, capacity), jnp.int32)
         entries = Unencoded(*empty(batch, capacity, groups, width, dtype), lengths)
         return GrowingCache(entries, jnp.zeros(batch, jnp.int32))

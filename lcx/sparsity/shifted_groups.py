@@ -1,10 +1,11 @@
 """LongLoRA's shifted sparse attention."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
 from lcx.ops.attention import attention
@@ -53,7 +54,9 @@ class ShiftedGroups:
         shifted = np.minimum((rank + self.group // 2) % self.group, rank)
         return float((rank % self.group + shifted).mean() / 2 + 1)
 
-    def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
+    def init_state(
+        self, batch: int, capacity: int, groups: int, width: int, dtype: DTypeLike
+    ) -> State:
         near = empty(batch, min(self.group - 1, capacity), groups, width, dtype)
         near = near._replace(segments=jnp.full((*near.segments.shape, 2), -1, jnp.int32))
         return GroupsState(near, jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.int32))

@@ -1,11 +1,11 @@
 """Sparse Transformer's strided pattern."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from lcx.ops.attention import attention, merge
 from lcx.positions import PositionScheme
@@ -39,7 +39,9 @@ class Strided:
         rank = np.arange(length)
         return float((np.minimum(rank + 1, self.stride) + rank // self.stride).mean())
 
-    def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
+    def init_state(
+        self, batch: int, capacity: int, groups: int, width: int, dtype: DTypeLike
+    ) -> State:
         slots = -(-capacity // self.stride) * self.stride
         entries = empty(batch, slots, groups, width, dtype)
         return GrowingCache(entries, jnp.zeros(batch, jnp.int32))

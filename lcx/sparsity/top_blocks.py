@@ -1,9 +1,9 @@
 """Block-sparse attention that chooses its blocks."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from jax.typing import DTypeLike
 
 from lcx.ops.attention import merge
 from lcx.ops.block_attention import block_attention
@@ -40,7 +40,9 @@ class TopBlocks:
         chosen = np.minimum(earlier, self.top) * self.block
         return float((rank % self.block + 1 + chosen + earlier / 2).mean())
 
-    def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
+    def init_state(
+        self, batch: int, capacity: int, groups: int, width: int, dtype: DTypeLike
+    ) -> State:
         return blocks.empty(batch, capacity, self.block, self.block, groups, width, dtype)
 
     def __call__(self, asked: Request) -> Attended:

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from lcx.ops import sums
 from lcx.ops.attention import attend_few, attention, merge
 from lcx.parallel import seqpar
 from lcx.parallel.seqpar import Affine
@@ -66,7 +69,9 @@ class Window:
         sinks = np.clip(count - self.size, 0, self.sinks)
         return float((np.minimum(count, self.size) + sinks).mean())
 
-    def init_state(self, batch: int, capacity: int, groups: int, width: int, dtype: Any) -> State:
+    def init_state(
+        self, batch: int, capacity: int, groups: int, width: int, dtype: DTypeLike
+    ) -> State:
         near = empty(batch, min(self.size - 1, capacity), groups, width, dtype)
         if not self.sinks:
             return WindowState(near, None)
@@ -126,8 +131,7 @@ class Window:
         seen = rank[..., None] - i >= self.size
 
         def take(x, at):
-            flat = at.reshape(B, -1)[..., None, None]
-            return jnp.take_along_axis(x, flat, axis=1).reshape(*at.shape, *k.shape[2:])
+            return jax.vmap(sums.rows)(x, at)
 
         last = [take(x, at[:, -1]) for x in known]
         each = [x[:, None] for x in last] if ctx.starts is None else [take(x, at) for x in known]

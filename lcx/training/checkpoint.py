@@ -1,5 +1,7 @@
 """Checkpoints of a run by orbax: arrays and the place in the data, written as training goes on."""
 
+import glob
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
 from lcx.parallel.processes import barrier, is_primary
 
@@ -18,23 +21,38 @@ class CorruptCheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints in a folder, the newest `keep` of them. A context manager.
+    """The checkpoints in a folder: the newest two, and that of a step `always`. A context manager.
 
     Arrays are stored by their path in the tree, so that other code can read them too, and are
     restored on whatever mesh the given shardings say.
     """
 
-    def __init__(self, folder: Path, warn: Callable[[str], None], keep: int = 2):
+    def __init__(self, folder: Path, warn: Callable[[str], None], always: int | None = None):
         self.folder = folder
         self._warn = warn
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._link = None
+        seen = folder.absolute()
+        if glob.has_magic(str(seen)):
+            # orbax looks for its files by patterns of whole paths: it is given one without signs
+            self._link = tempfile.TemporaryDirectory(prefix="lcx-")
+            seen.mkdir(parents=True, exist_ok=True)
+            seen = Path(self._link.name) / "checkpoints"
+            seen.symlink_to(folder.absolute())
+        kept: list[Any] = [policies.LatestN(2)]
+        if always is not None:
+            kept.append(policies.CustomSteps([always]))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept), create=True
+        )
+        self._manager = ocp.CheckpointManager(seen, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._manager.close()
+        if self._link is not None:
+            self._link.cleanup()
 
     def save(self, step: int, tree: Tree, batches: Any) -> None:
         """Write in the background. `batches`: an iterator, whose state is saved beside, as JSON.
@@ -45,6 +63,10 @@ class Checkpoints:
         if batches is not None:
             items["data"] = ocp.args.JsonSave(batches.get_state())
         self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def wait(self) -> None:
+        """Until what was saved is on disk."""
+        self._manager.wait_until_finished()
 
     @property
     def steps(self) -> list[int]:

@@ -15,6 +15,7 @@ import optax
 
 from lcx.parallel.processes import is_primary
 from lcx.training.runs import Run
+from lcx.training.speed import speed_of
 
 
 class NonFiniteLossError(RuntimeError):
@@ -33,7 +34,7 @@ class Log:
         self._tokens = rows[-1]["tokens"] if rows else 0
         self._seconds = rows[-1]["seconds"] if rows else 0.0
         self._clock = time.perf_counter()
-        self._recent: list[tuple[float, float]] = []
+        self._recent: list[dict[str, float]] = []
         self._validation = ""
 
     def __enter__(self) -> "Log":
@@ -84,7 +85,7 @@ class Log:
             "grad_norm": values["grad_norm"],
             "learning_rate": float(jnp.asarray(self._learning_rate(step - 1))),
             "tokens": self._tokens,
-            "seconds": round(self._seconds, 3),
+            "seconds": round(self._seconds, 6),
         }
         shown = ["loss", "grad_norm", "learning_rate"]
         if "validation_loss" in values:
@@ -100,10 +101,11 @@ class Log:
             for name, each in row.get("reports", {}).items():
                 for i, value in enumerate(each):  # a line for each layer that reports it
                     self._board.add_scalar(f"{name}/{i}", np.mean(value), step)
-        self._recent = [*self._recent[-20:], (self._tokens, self._seconds)]
-        (t0, s0), (t1, s1) = self._recent[0], self._recent[-1]
-        speed = f"{(t1 - t0) / (s1 - s0):,.0f} tokens/s" if s1 > s0 else ""
-        return f"loss {values['loss']:.3f}{self._validation}  {speed}"
+        self._recent = [*self._recent[-20:], {"tokens": self._tokens, "seconds": self._seconds}]
+        # What is compiled beside the step itself slows the second, which three outvote.
+        speed = speed_of([self._recent]) if len(self._recent) > 3 else None
+        shown_speed = f"{speed.median:,.0f} tokens/s" if speed else ""
+        return f"loss {values['loss']:.3f}{self._validation}  {shown_speed}"
 
 
 def _tensorboard(folder: Path) -> Any:

@@ -11,17 +11,21 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 from rich.console import Console
+from rich.text import Text
 
 from lcx.data import Texts
 from lcx.experiment import Experiment
 from lcx.logits import over_logits
 from lcx.losses import LossSums
+from lcx.optim import in_fp32
 from lcx.parallel.mesh import BATCH, make_mesh, place, shardings
-from lcx.parallel.processes import Preempted, Preemption
+from lcx.parallel.preemption import Preemption
 from lcx.parallel.seqpar import AXIS, REPLICATED, SHARDED, sharded
 from lcx.positions.training import FromZero, redraw
-from lcx.progress import progress
+from lcx.progress import plain_console, progress
 from lcx.training.checkpoint import Checkpoints, CorruptCheckpointError
+from lcx.training.fingerprint import fingerprint
+from lcx.training.further import worth_keeping
 from lcx.training.log import Log
 from lcx.training.runs import Run
 from lcx.types import Aux, Batch, Params
@@ -65,7 +69,7 @@ def make_step(
     The batch is cut into `accumulate` equal parts, one after the other. Loss: that of the whole
     batch, whatever part a token is in; what is random depends on the seed, the step and the token.
     """
-    settings, sums_of = experiment.train, make_loss(experiment)
+    settings, sums_of, optimizer = experiment.train, make_loss(experiment), in_fp32(optimizer)
     _, seed = jax.random.split(jax.random.key(settings.seed))  # parameters are made from the seed
 
     def loss(params: Params, batch: Batch, divisor: Float[Array, ""], real: Float[Array, ""]):
@@ -83,7 +87,8 @@ def make_step(
         def gradient(part: Batch):
             take = jax.value_and_grad(loss, has_aux=True)
             (_, shown), gradients = take(state.params, part, divisor, real)
-            return shown, gradients
+            # parts add up in fp32, and so does the norm, whatever parameters are stored in
+            return shown, optax.tree.cast(gradients, jnp.float32)
 
         if settings.accumulate == 1:
             (shown, reports), gradients = gradient(batch)
@@ -125,7 +130,7 @@ def fresh_state(
 ) -> TrainState:
     """The state before the first step."""
     params = experiment.model.init(key)
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    return TrainState(params, in_fp32(optimizer).init(params), jnp.zeros((), jnp.int32))
 
 
 def jit_step(
@@ -157,7 +162,7 @@ def train(
     `start`: parameters to begin from, in place of fresh ones. Raises NonFiniteLossError; and
     Preempted, after a checkpoint, where `preemption` says that this process has to end.
     """
-    console = console or Console()
+    console = console or plain_console()
     settings = experiment.train
     optimizer = settings.optimizer.transform(settings.steps)
     mesh = make_mesh(experiment.mesh)
@@ -165,13 +170,16 @@ def train(
     key = jax.random.key(settings.seed)
     where = shardings(jax.eval_shape(fresh, key), mesh)
     cut = NamedSharding(mesh, BATCH)
-    with jax.set_mesh(mesh), Checkpoints(run.checkpoints, _warn(console)) as checkpoints:
+    keeps = worth_keeping(settings.optimizer, settings.steps) if settings.steps else None
+    checkpointing = Checkpoints(run.checkpoints, _warn(console), always=keeps)
+    with jax.set_mesh(mesh), checkpointing as checkpoints:
         state = jax.jit(fresh, out_shardings=where)(key)
         if start is not None:
             state = state._replace(params=jax.device_put(start, where.params))
         if settings.steps == 0:
             checkpoints.set_aside(after=-1)
             checkpoints.save(0, state, None)
+            run.finish(fingerprint(state.params))
             return
         batches = iter(corpus.batches(settings.length, settings.batch, settings.seed))
         done = 0
@@ -197,12 +205,14 @@ def train(
                     with log.pause():
                         last = metrics | {"validation_loss": validation.loss(state.params)}
                 ending = preemption is not None and preemption.reached()
-                if ending or number % settings.checkpoint_every == 0 or number == settings.steps:
+                if ending or settings.saves(number) or number == keeps:
                     bar.update(task, completed=number, note=log.write(number, last))
                     last = None
                     checkpoints.save(number, state, batches)
-                if ending and number < settings.steps:
-                    raise Preempted(f"{run.name}: asked to end; saved at step {number}")
+                if ending and preemption is not None and number < settings.steps:
+                    checkpoints.wait()
+                    preemption.end(f"{run.name}: saved at step {number} of {settings.steps}")
+        run.finish(fingerprint(state.params))
 
 
 def positioned(
@@ -260,7 +270,7 @@ def restore_params(experiment: Experiment, run: Run, console: Console | None = N
         abstract,
         shardings(abstract, mesh),
     )
-    with Checkpoints(run.checkpoints, _warn(console or Console())) as checkpoints:
+    with Checkpoints(run.checkpoints, _warn(console or plain_console())) as checkpoints:
         found = checkpoints.restore({"params": like})
     if found is None or found[0] != steps:
         raise CorruptCheckpointError(
@@ -275,4 +285,4 @@ def finished(experiment: Experiment, run: Run) -> bool:
 
 
 def _warn(console: Console) -> Callable[[str], None]:
-    return lambda message: console.print(f"[yellow]warning:[/] {message}", highlight=False)
+    return lambda message: console.print(Text.assemble(("warning:", "yellow"), f" {message}"))

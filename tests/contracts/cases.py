@@ -1,6 +1,6 @@
 """What the laws are tried on: every entry of the tables, and settings that change the algorithm."""
 
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -9,6 +9,8 @@ import numpy as np
 from flax import nnx
 
 from lcx import mixers
+from lcx.checking import trial
+from lcx.checking.trial import Trial, gradients_of
 from lcx.layers import CHANNELS
 from lcx.mixers import MIXERS, LinearAttention, Mamba2, RetNet, SoftmaxAttention
 from lcx.positions import (
@@ -119,63 +121,24 @@ def case(
     return Case(params(), x, Context.of(positions, segments, lengths=lengths), dims)
 
 
-def documents(rows: int, length: int) -> tuple[jax.Array, jax.Array]:
-    """Positions and segments of uneven documents; the first of a row is the rest of a longer one.
-
-    The first row ends in padding, and its second document has a single token.
-    """
-    positions, segments = np.zeros((2, rows, length), np.int32)
-    for row in range(rows):
-        ends = [length // 3 + 5 * row, length // 3 + 5 * row + 1, length - 20 * (row == 0)]
-        begin, offset = 0, 70_000
-        for number, end in enumerate(ends, start=1):
-            segments[row, begin:end] = number
-            positions[row, begin:end] = offset + np.arange(end - begin)
-            begin, offset = end, 0
-    return jnp.asarray(positions), jnp.asarray(segments)
-
-
-def in_pieces(sublayer: Sublayer, params: Params, x, ctx: Context, dims: Dims, cuts):
-    """The outputs of consecutive calls on x[:, :cuts[0]], x[:, cuts[0]:cuts[1]], and so on."""
-    state = sublayer.init_state(dims, x.shape[0], x.shape[1])
-    outputs, begin = [], 0
-    for end in (*cuts, x.shape[1]):
-        piece = jax.tree.map(lambda a, b=begin, e=end: a[:, b:e], ctx)
-        y, state, _ = sublayer(params, x[:, begin:end], piece, state)
-        outputs.append(y)
-        begin = end
-    return jnp.concatenate(outputs, axis=1)
-
-
-class Result(NamedTuple):
-    """An output, and the gradients of a fixed random projection of it."""
-
-    y: jax.Array
-    params: Params
-    x: jax.Array
-
-
-def gradients_of(call):
-    """Compiled (params, x, ctx) -> Result of call(params, x, ctx)."""
-
-    @jax.jit
-    def result(params, x, ctx) -> Result:
-        probe = jax.random.normal(jax.random.key(9), x.shape[1:])
-
-        def loss(params, x):
-            y = call(params, x, ctx)
-            return (y.astype(jnp.float32) * probe).sum(), y
-
-        (_, y), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
-        return Result(y, *gradients)
-
-    return result
+documents = partial(trial.documents, offset=70_000)
+"""The first of a row is the rest of a longer one."""
 
 
 @cache
 def whole(sublayer: Sublayer):
     """`gradients_of` one call without a state."""
     return gradients_of(lambda p, x, ctx: sublayer(p, x, ctx)[0])
+
+
+@cache
+def tried(sublayer: Sublayer) -> Trial:
+    """For the laws of `lcx.checking`: what is compiled here already, and longer texts."""
+    c = case(sublayer)
+    made = Trial(name(sublayer), sublayer, c.dims, longest=2**17, most=LENGTH)
+    made.params, made.x, made.packed = c.params, c.x, c.packed
+    made.whole, made.evenly = whole(sublayer), None
+    return made
 
 
 def rms_error(got, expected) -> float:

@@ -4,14 +4,15 @@ A new entry of `MIXERS` or `CHANNELS` is tried here without another line. The la
 sharding and of lowering have files of their own.
 """
 
-from typing import get_type_hints
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Float32
 
+from lcx.checking import laws
+from lcx.checking.bounds import rounding
+from lcx.checking.trial import gradients_of, in_pieces
 from lcx.kernels import FORMS, Kernels
 from lcx.mixers import (
     GLA,
@@ -27,7 +28,7 @@ from lcx.mixers import (
 )
 from lcx.sparsity import TopBlocks
 from lcx.types import Context, take_rows
-from tests.bounds import assert_rounded, assert_within, rounding
+from tests.bounds import assert_rounded, assert_within
 from tests.contracts.cases import (
     ALGORITHMS,
     LENGTH,
@@ -35,10 +36,9 @@ from tests.contracts.cases import (
     ROWS,
     SUBLAYERS,
     case,
-    gradients_of,
-    in_pieces,
     name,
     rms_error,
+    tried,
     whole,
 )
 
@@ -122,21 +122,9 @@ def test_split_token_by_token_decodes_the_same(sublayer):
 
 
 @every_sublayer
-def test_none_in_means_none_out(sublayer):
-    c = case(sublayer)
-    assert jax.eval_shape(sublayer, c.params, c.x, c.packed)[1] is None
-
-
-@every_sublayer
 def test_state_keeps_its_shapes_and_dtypes(sublayer):
-    c = case(sublayer)
-    state = sublayer.init_state(c.dims, c.x.shape[0], LENGTH)
-    few = jax.tree.map(lambda a: a[:, :9], c.packed)
-    _, after, _ = jax.eval_shape(sublayer, c.params, c.x[:, :9], few, state)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(
-        lambda a: (a.shape, a.dtype), state
-    )
-    assert all(a.shape[0] == ROWS for a in jax.tree.leaves(state))
+    """And none in is none out."""
+    laws.gives_what_was_asked(tried(sublayer))
 
 
 @every_sublayer
@@ -147,34 +135,17 @@ def test_state_can_be_donated(sublayer):
 
 @every_sublayer
 def test_causality_no_output_sees_a_later_token(sublayer):
-    c, ctx = case(sublayer), context(sublayer, packed=True)
-    y = whole(sublayer)(c.params, c.x, ctx).y
-    unit = rounding(whole(sublayer), c.params, c.x, ctx).y
-    for t in (0, 1, 63, 64, 100):
-        later = jnp.arange(LENGTH)[None, :, None] > t
-        changed = whole(sublayer)(c.params, jnp.where(later, 3 * c.x[:, ::-1] + 1, c.x), ctx).y
-        assert_rounded(changed[:, : t + 1], y[:, : t + 1], unit)
-        assert not np.allclose(changed[:, t + 1 :], y[:, t + 1 :])
+    laws.is_causal(tried(sublayer))
+
+
+@every_sublayer
+def test_rows_do_not_see_each_other(sublayer):
+    laws.rows_are_apart(tried(sublayer))
 
 
 @every_sublayer
 def test_segments_a_packed_document_is_as_if_alone(sublayer):
-    c = case(sublayer)
-    packed = whole(sublayer)(c.params, c.x, c.packed)
-    unit = rounding(whole(sublayer), c.params, c.x, c.packed).y
-    for row, segments in enumerate(np.asarray(c.packed.segments)):
-        for segment in range(1, segments.max() + 1):
-            (where,) = np.nonzero(segments == segment)
-            # the document at the start of a row of padding; the other row repeats it
-            order = np.concatenate([where, np.setdiff1d(np.arange(LENGTH), where)])
-            alone = jnp.tile(jnp.arange(LENGTH) < len(where), (2, 1)).astype(jnp.int32)
-            positions, lengths = (
-                a[row, order][None].repeat(2, 0) for a in (c.packed.positions, c.packed.lengths)
-            )
-            ctx = Context.of(positions, alone, lengths=lengths)
-            x = jnp.stack([c.x[row, order]] * 2)
-            result = whole(sublayer)(c.params, x, ctx)
-            assert_rounded(packed.y[row, where], result.y[0, : len(where)], unit)
+    laws.documents_are_apart(tried(sublayer))
 
 
 @every_sublayer
@@ -213,7 +184,7 @@ def test_dtype_bf16_computes_in_bf16_close_to_fp32(sublayer):
 @every_sublayer
 def test_dtype_recurrent_state_is_fp32_under_bf16(sublayer):
     c = case(sublayer, "bfloat16")
-    for field, said, leaf in leaves_of(sublayer.init_state(c.dims, 1, 8)):
+    for field, said, leaf in laws.fields_of(sublayer.init_state(c.dims, 1, 8)):
         # the annotation tells a sum over the past from a copy of an activation
         summed = said.dtypes == Float32[jax.Array, ""].dtypes
         if leaf.dtype != jnp.int32:
@@ -236,17 +207,6 @@ def test_state_s_rows_can_be_taken(sublayer):
     ).x
     unit = rounding(lambda *a: call(*a).x, c.params, c.x[:, 60:], rest, state)
     assert_rounded(taken, whole[rows], unit)
-
-
-def leaves_of(state):
-    """(name, annotation, array) of every field of a state, and of the states in it."""
-    hints = get_type_hints(type(state)) if state else {}
-    for field, said in hints.items():
-        value = getattr(state, field)
-        if isinstance(value, tuple):
-            yield from leaves_of(value)
-        elif value is not None:
-            yield field, said, value
 
 
 @every_sublayer

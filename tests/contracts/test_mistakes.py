@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from lcx.checking.bounds import rounding
 from lcx.mixers import GLA, RWKV6, Mamba2, gla, mamba2, rwkv6
-from tests.bounds import assert_rounded, rounding
+from tests.bounds import assert_rounded
 from tests.contracts.cases import case, gradients_of, whole
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lcx.checking.bounds import rounding
 from lcx.mixers import SoftmaxAttention
 from lcx.ops import sharded_attention as module
 from lcx.parallel.mesh import BATCH, Mesh, make_mesh, shardings
@@ -19,7 +20,7 @@ from lcx.positions import ALiBi, XPos
 from lcx.sparsity import SelfExtend, ShiftedGroups, Strided, Window
 from lcx.spec import describe
 from lcx.types import Context
-from tests.bounds import assert_rounded, assert_within, rounding
+from tests.bounds import assert_rounded, assert_within
 from tests.contracts.cases import (
     ALGORITHMS,
     ROWS,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lcx.block import Block
+from lcx.generate import Generator
 from lcx.layers import RMSNorm, SwiGLU
 from lcx.mixers import SoftmaxAttention
 from lcx.model import LM
@@ -78,7 +79,7 @@ def config_of(model: LM):
     }
     return transformers.LlamaConfig(
         **write_positions(attention.position, said),
-        vocab_size=model.vocab,
+        vocab_size=model.vocabulary,
         intermediate_size=channel.hidden,
         num_hidden_layers=model.dims.layers,
         num_key_value_heads=attention.groups,
@@ -99,7 +100,9 @@ class Pair:
         self.torch = transformers.LlamaForCausalLM(config_of(model)).eval()
         randomise(self.torch)
         self.params = to_lcx(model, dict(self.torch.named_parameters()), NAMES)
-        self.tokens = np.random.default_rng(1).integers(0, model.vocab, (BATCH, LENGTH), np.int32)
+        self.tokens = np.random.default_rng(1).integers(
+            0, model.vocabulary, (BATCH, LENGTH), np.int32
+        )
         self.within = SHARPER if name == "long rope" else LOGITS
         with torch.no_grad():
             self.logits = self.torch(torch.from_numpy(self.tokens).long()).logits.numpy()
@@ -144,21 +147,18 @@ def test_streaming_in_pieces(pair):
 def test_greedy_continuation(pair):
     if isinstance(pair.model.pattern[0].mixer.position.scaling, DynamicNTK | LongRoPE):
         pytest.skip("their frequencies change while a text grows, and what is cached does not")
-    prompt, new = 33, 8
-    expected = pair.torch.generate(
-        torch.from_numpy(pair.tokens[:, :prompt]).long(),
-        attention_mask=torch.ones(BATCH, prompt, dtype=torch.long),  # token 0 is no padding
-        max_new_tokens=new,
-        do_sample=False,
-        use_cache=True,
-        pad_token_id=0,
-    )
-    state = pair.model.init_state(BATCH, LENGTH)
-    text = [pair.tokens[:, :prompt]]
-    for _ in range(new):
-        logits, state, _ = pair.call(pair.params, Batch(text[-1]), state)
-        text.append(np.asarray(logits[:, -1:].argmax(axis=-1), np.int32))
-    np.testing.assert_array_equal(np.concatenate(text, axis=1), expected.numpy())
+    prompts, new = [row[:n] for row, n in zip(pair.tokens, (33, 20), strict=True)], 24
+    written = Generator(pair.model, pair.params).write(prompts, new)
+    for prompt, found in zip(prompts, written, strict=True):
+        expected = pair.torch.generate(
+            torch.from_numpy(prompt[None]).long(),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),  # token 0 is no padding
+            max_new_tokens=new,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=0,
+        )
+        np.testing.assert_array_equal(found.tokens, expected.numpy()[0, len(prompt) :])
 
 
 def altered(model: LM, **fields) -> LM:

@@ -70,7 +70,7 @@ NAMES = {
 @pytest.fixture(scope="module")
 def rwkv():
     config = transformers.RwkvConfig(
-        vocab_size=MODEL.vocab,
+        vocab_size=MODEL.vocabulary,
         context_length=LENGTH,
         hidden_size=MODEL.width,
         num_hidden_layers=MODEL.repeats,
@@ -91,7 +91,7 @@ def params(rwkv):
 
 @pytest.fixture(scope="module")
 def tokens():
-    return np.random.default_rng(1).integers(0, MODEL.vocab, (2, LENGTH), np.int32)
+    return np.random.default_rng(1).integers(0, MODEL.vocabulary, (2, LENGTH), np.int32)
 
 
 def test_logits(rwkv, params, tokens):

@@ -9,7 +9,10 @@ from pathlib import Path
 
 def folder() -> Path:
     """Where they are kept: `$LCX_CACHE`, or else `~/.cache/lcx`."""
-    return Path(os.environ.get("LCX_CACHE") or "~/.cache/lcx").expanduser()
+    try:
+        return Path(os.environ.get("LCX_CACHE") or "~/.cache/lcx").expanduser()
+    except RuntimeError:
+        raise ValueError("no home folder for the cache: set LCX_CACHE to a folder") from None
 
 
 def once(path: Path, make: Callable[[Path], None]) -> Path:
@@ -22,7 +25,13 @@ def once(path: Path, make: Callable[[Path], None]) -> Path:
 
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"the cache {folder()} cannot be written ({error.strerror}): set LCX_CACHE to a folder "
+            "that can"
+        ) from error
     with FileLock(path.with_name(path.name + ".lock")):
         if not path.exists():
             unfinished = path.with_name(path.name + ".unfinished")

@@ -1,0 +1,96 @@
+"""What a command was asked, and all that can be known before long work starts."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from lcx import cache
+from lcx.checking import check_own
+from lcx.command.pages import check_together
+from lcx.command.session import Session
+from lcx.experiment import choose, validate, with_vocabulary
+from lcx.experiment_file import load
+from lcx.parallel.preemption import Preemption
+from lcx.parallel.processes import is_primary, join
+from lcx.parallel.xla import keep_compiled
+from lcx.progress import plain_console
+from lcx.training.kept import open_folder
+from lcx.variants import check_links, check_seeds
+
+
+class Asked(NamedTuple):
+    """What a command was asked."""
+
+    path: Path
+    """An experiment file, or a folder of runs, whose experiments are taken as they are there."""
+    out: Path | None
+    only: str | None
+    assignments: tuple[str, ...]
+    seeds: int | None
+    """Runs of every variant; None: as the file says."""
+    reuse: bool
+
+
+@contextmanager
+def open_session(asked: Asked) -> Iterator[Session]:
+    """Load, override, and check everything that can be known before long work starts.
+
+    While the session is open, a signal to end waits for a good moment. Of several processes the
+    first alone says something.
+    """
+    path, out, only, assignments, seeds, reuse = asked
+    join()
+    keep_compiled(cache.folder() / "xla")
+    console = plain_console(quiet=not is_primary())
+    loaded = open_folder(path) if path.is_dir() else load(path)
+    experiments, chosen = choose(loaded.experiments, only, assignments)
+    if seeds is not None:
+        if seeds < 1:
+            raise ValueError(f"--seeds must be at least 1, not {seeds}")
+        experiments = {name: replace(e, seeds=seeds) for name, e in experiments.items()}
+    check_links(experiments)
+    if out is None:
+        out = path if path.is_dir() else Path("runs") / path.stem
+    listens = Preemption(lambda message: console.print(message, style="yellow"))
+    changes = {name: list(said) for name, said in loaded.changes.items()}
+    for name in chosen:
+        changes[name] = [*changes.get(name, ()), *assignments]
+    session = Session(loaded, experiments, chosen, out, console, listens, changes, reuse)
+    check_seeds(session.order, experiments)
+    session.check_folders()
+    for name in session.order:
+        experiment = experiments[name]
+        if experiment.data not in session.corpora:
+            session.corpora[experiment.data] = experiment.data.load()
+        corpus = session.corpora[experiment.data]
+        experiments[name] = with_vocabulary(experiment, corpus)
+        validate(name, experiments[name], experiments, corpus)
+    check_together({n: (experiments[n], session.corpus(n)) for n in chosen})
+    session.check_folders()
+    check_own({name: experiments[name] for name in session.order}, console)
+    if is_primary():
+        check_writable(out)
+    with session.preemption:
+        yield session
+
+
+def check_writable(out: Path) -> None:
+    """Raise ValueError where no run can be written below a folder."""
+    at = out
+    while not at.exists() and at != at.parent:
+        at = at.parent
+    if not at.is_dir():
+        raise ValueError(f"--out {out}: {at} is a file, not a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".lcx-{jax.process_index()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"--out {out}: cannot be written ({error.strerror}); give another"
+        ) from error

@@ -1,0 +1,59 @@
+"""The laws of writing on: what a mixer reads of ragged prompts, and of tokens one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lcx.block import Block
+from lcx.checking.bounds import rounding
+from lcx.model import LM
+from lcx.parallel.mesh import Mesh
+from lcx.streaming import Streamer
+from lcx.types import Batch
+from tests.bounds import assert_rounded
+from tests.contracts.cases import MIXER_CASES, WIDTH, name
+
+PROMPTS, MORE = (1, 40, 33), 3
+VOCAB = 50
+
+
+@pytest.mark.parametrize("sublayer", MIXER_CASES, ids=name)
+def test_ragged_prompts_and_single_tokens_equal_each_text_alone(sublayer):
+    model = LM(vocab=VOCAB, width=WIDTH, pattern=(Block(sublayer),), repeats=1)
+    noise = iter(jax.random.split(jax.random.key(0), 64))
+    params = jax.tree.map(
+        lambda a: a + 0.2 * jax.random.normal(next(noise), a.shape, a.dtype),
+        jax.jit(model.init)(jax.random.key(1)),
+    )
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(0, VOCAB, n + MORE).astype(np.int32) for n in PROMPTS]
+
+    streamer = Streamer(model, params, Mesh())
+    with jax.set_mesh(streamer.mesh):
+        prompts = [text[:-MORE] for text in texts]
+        x, state = streamer.prefill(prompts, MORE, 128)
+        got = [x]
+        for i in range(MORE):
+            token = np.array([[text[len(text) - MORE + i]] for text in texts], np.int32)
+            at = np.array([[len(text) - MORE + i] for text in texts], np.int32)
+            x, state = streamer.advance(token, at, state, np.ones_like(token))
+            got.append(x[:, 0])
+
+    longest = max(map(len, texts))
+
+    @jax.jit
+    def alone(params, tokens, length):
+        lengths = jnp.full((1, longest), length)
+        return model.hidden(params, Batch(tokens[None], lengths=lengths)).x[0]
+
+    for row, text in enumerate(texts):
+        padded = np.pad(text, (0, longest - len(text)))
+
+        def read(params, padded=padded, text=text):
+            whole = alone(params, padded, len(text))
+            return whole[len(text) - MORE - 1 : len(text)]
+
+        expected = read(params)
+        mine = np.stack([np.asarray(x[row]) for x in got])
+        assert_rounded(mine, expected, rounding(read, params))

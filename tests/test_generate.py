@@ -1,0 +1,162 @@
+"""Text out of a model: what ends it, what it depends on, and the command."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lcx.block import Block
+from lcx.decoding import Greedy, Temperature
+from lcx.generate import STEPS, Generator
+from lcx.mixers import RWKV7, SoftmaxAttention
+from lcx.model import LM
+from lcx.parallel.mesh import Mesh
+from lcx.positions import Learned, NoPE
+from lcx.types import Batch
+from tests.test_cli import lcx
+
+PATTERN = (Block(SoftmaxAttention(heads=2)), Block(RWKV7()))
+MODEL = LM(vocab=50, width=64, pattern=PATTERN, repeats=1)
+NEW = 2 * STEPS + 3
+RNG = np.random.default_rng(0)
+PROMPTS = [RNG.integers(0, 50, n).astype(np.int32) for n in (5, 40, 1, 33)]
+
+
+@pytest.fixture(scope="module")
+def params():
+    made = jax.jit(MODEL.init)(jax.random.key(0))
+    wave = jax.tree.map(lambda a: 0.3 * jnp.sin(jnp.arange(a.size)).reshape(a.shape), made)
+    return jax.tree.map(jnp.add, made, wave)
+
+
+@pytest.fixture(scope="module")
+def greedy(params):
+    return Generator(MODEL, params).write(PROMPTS, NEW)
+
+
+def test_greedy_text_is_the_likeliest_token_each_time(params, greedy):
+    logits = jax.jit(lambda tokens: MODEL(params, Batch(tokens)).x)
+    for prompt, written in zip(PROMPTS, greedy, strict=True):
+        whole = np.concatenate([prompt, written.tokens])
+        padded = np.pad(whole, (0, 40 + NEW - len(whole)))
+        best = np.asarray(logits(padded[None])[0].argmax(-1))
+        np.testing.assert_array_equal(written.tokens, best[len(prompt) - 1 : len(whole) - 1])
+        assert len(written.tokens) == NEW
+        assert not written.stopped
+
+
+def test_a_row_depends_on_its_prompt_and_seed_alone(params):
+    generator = Generator(MODEL, params, Temperature(1.0))
+    together = generator.write(PROMPTS, NEW, seed=3)
+    for row in (1, 2):
+        (alone,) = generator.write([PROMPTS[row]], NEW, seed=3 + row)
+        np.testing.assert_array_equal(alone.tokens, together[row].tokens)
+    again = generator.write(PROMPTS, NEW, seed=4)
+    assert any((a.tokens != b.tokens).any() for a, b in zip(again, together, strict=True))
+
+
+def test_parts_are_the_whole(params, greedy):
+    parts = list(Generator(MODEL, params).stream(PROMPTS, NEW))
+    assert [len(part[0].tokens) for part in parts] == [STEPS, STEPS, 3]
+    for row, whole in enumerate(greedy):
+        np.testing.assert_array_equal(
+            np.concatenate([part[row].tokens for part in parts]), whole.tokens
+        )
+
+
+def test_a_stop_token_ends_its_row_alone(params, greedy):
+    stop = int(greedy[1].tokens[4])
+    stopped = Generator(MODEL, params, Greedy(), stop=[stop]).write(PROMPTS, NEW)
+    for written, whole in zip(stopped, greedy, strict=True):
+        ends = np.flatnonzero(whole.tokens == stop)
+        first = ends[0] if len(ends) else NEW
+        assert written.stopped == bool(len(ends))
+        np.testing.assert_array_equal(written.tokens, whole.tokens[:first])
+
+
+def test_ids_that_the_tokenizer_has_not_are_never_written(params):
+    written = Generator(MODEL, params, Temperature(9.0), tokens=7).write(PROMPTS, NEW)
+    assert {int(t) for w in written for t in w.tokens} == set(range(7))
+
+
+def test_a_mesh_of_rows_writes_the_same(params, greedy):
+    cut = Mesh(data=2, model=2)
+    for written, whole in zip(
+        Generator(MODEL, params, cut=cut).write(PROMPTS[:3], NEW), greedy, strict=False
+    ):
+        np.testing.assert_array_equal(written.tokens, whole.tokens)
+
+
+LEARNED = LM(
+    vocab=50, width=32, positions=Learned(40),
+    pattern=(Block(SoftmaxAttention(heads=2, position=NoPE())),),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "prompts", "new", "message"),
+    [
+        (MODEL, [], 4, "there is no prompt"),
+        (MODEL, [PROMPTS[0], PROMPTS[0][:0]], 4, "prompt 1 is empty"),
+        (MODEL, [PROMPTS[0]], 0, "at least one new token is needed, not 0"),
+        (LEARNED, [PROMPTS[3]], 8, "33 tokens and 8 new ones are 41; the model has learned"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(model, prompts, new, message):
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    with pytest.raises(ValueError, match=message):
+        Generator(model, abstract).write(prompts, new)
+
+
+def test_a_cut_along_the_sequence_is_refused(params):
+    with pytest.raises(ValueError, match=r"mesh\.seq=2"):
+        Generator(MODEL, params, cut=Mesh(seq=2))
+
+
+@pytest.fixture(scope="module")
+def run(texts, tmp_path_factory):
+    """A trained run of the smallest experiment."""
+    out = tmp_path_factory.mktemp("out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINY_TEXTS", f"{texts}/*.txt")
+        file = str(MODEL_FILE)
+        assert lcx("train", file, "--out", out, "--only", "softmax") == 0
+    return out / "softmax"
+
+
+MODEL_FILE = __file__.replace("test_generate", "tiny")
+
+
+def test_the_command_writes_text_and_ids(run, capsys):
+    asked = ("generate", run, "--prompt", "the of", "--max-new", "20")
+    assert lcx(*asked) == 0
+    assert capsys.readouterr().out.startswith("the of")
+    assert lcx(*asked, "--json", "--decoding", "Temperature(0.8)", "--samples", "2") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["prompt"]["ids"] == [256, *b"the of"]
+    assert [text["seed"] for text in found["written"]] == [0, 1]
+    assert all(len(text["ids"]) == 20 for text in found["written"])
+    assert lcx(*asked, "--max-new", "60", "--stop", " ", "--json") == 0
+    (text,) = json.loads(capsys.readouterr().out)["written"]
+    assert " " not in text["text"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", ""], "--prompt is empty"),
+        (["--prompt", "a", "--decoding", "Gredy()"], "did you mean 'Greedy'?"),
+        (["--prompt", "a", "--decoding", "RepetitionPenalty(1.2)"], "is no decoding"),
+        (["--prompt", "a", "--samples", "0"], "--samples must be at least 1"),
+    ],
+)
+def test_the_command_refuses_by_a_line(run, arguments, message, capsys):
+    assert lcx("generate", run, *arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_that_is_no_run_says_where_one_is(run, capsys):
+    assert lcx("generate", run.parent, "--prompt", "a") == 2
+    assert "it holds the runs softmax" in " ".join(capsys.readouterr().err.split())
