@@ -15,7 +15,8 @@ from tests.jobs import until
 pytestmark = pytest.mark.usefixtures("heeded")
 
 WAITS = """
-import sys, time
+import os, signal, sys, time
+exec(sys.argv[3])
 from lcx.parallel.preemption import Preempted, Preemption
 try:
     with Preemption(print) as preemption:
@@ -31,8 +32,9 @@ except Preempted as asked:
 """
 
 
-def waiting(seconds: float, saved, **options) -> subprocess.Popen:
-    command = [sys.executable, "-c", WAITS, str(seconds), str(saved)]
+def waiting(seconds: float, saved, before: str = "", **options) -> subprocess.Popen:
+    """before: what it does first. It cannot be a `preexec_fn`: JAX forbids to fork."""
+    command = [sys.executable, "-c", WAITS, str(seconds), str(saved), before]
     return subprocess.Popen(command, text=True, **options)
 
 
@@ -68,8 +70,8 @@ def test_ctrl_c_is_answered_and_a_second_one_ends_at_once_without_a_traceback(tm
 def test_a_terminal_that_is_closed_leaves_time_to_save(tmp_path):
     ours, theirs = pty.openpty()
     child = waiting(
-        0.2, tmp_path / "saved", stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-        preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # its own
+        0.2, tmp_path / "saved", "os.close(os.open(os.ttyname(0), os.O_RDWR))",  # its own from here
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
     )  # fmt: skip
     os.close(theirs)
     said = b""
@@ -81,10 +83,8 @@ def test_a_terminal_that_is_closed_leaves_time_to_save(tmp_path):
 
 
 def test_what_nohup_has_ignored_stays_ignored(tmp_path):
-    child = waiting(
-        0, tmp_path / "saved", stdout=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )  # fmt: skip
+    ignores = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    child = waiting(0, tmp_path / "saved", ignores, stdout=subprocess.PIPE)
     assert child.stdout.readline() == "listening\n"
     child.send_signal(signal.SIGHUP)
     time.sleep(0.2)
