@@ -32,7 +32,7 @@ def explained(error: Exception) -> bool:
 def end(error: Exception) -> bool:
     """End the command as the error asks; False for one that Python should show."""
     if isinstance(error, Preempted):
-        plain_console(stderr=True, quiet=not is_primary()).print(str(error))
+        plain_console(stderr=True, quiet=not is_primary()).print(str(error), soft_wrap=True)
         sys.exit(error.code)
     if explained(error):
         leave(2 if isinstance(error, ERRORS) else 1)
