@@ -262,8 +262,12 @@ class Session:
         return result
 
     def _pause(self, what: str) -> None:
-        """Between two runs: end here if that was asked for."""
-        if self.preemption.reached():
+        """Between two runs: end here if that was asked for.
+
+        Of several processes none is asked here: after a call before a long compilation JAX no
+        longer agrees on a step. They end at the next one.
+        """
+        if not several() and self.preemption.reached():
             self.preemption.end(f"{what} was not begun")
 
     def _flops(self, tokens: dict[str, float]) -> float | None:

@@ -1,6 +1,6 @@
 """What the commands do that train, measure, report and plan."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.text import Text
@@ -11,8 +11,10 @@ from lcx.command.pages import note_failures, write_pages
 from lcx.command.session import Session
 from lcx.command.wavelengths import print_wavelengths, wavelengths, write_picture
 from lcx.cost import cost_of
+from lcx.data import BPE, Data, Task
+from lcx.data.documents import Documents
 from lcx.evaluation.metrics import Evaluation
-from lcx.experiment import Experiments, choose, with_vocabulary
+from lcx.experiment import Experiments, choose
 from lcx.experiment_file import load
 from lcx.parallel.processes import is_primary
 from lcx.planning.chips import chip_named
@@ -71,13 +73,24 @@ def write_again(folder: Path, baseline: str | None) -> None:
 
 
 def sized(experiments: Experiments) -> Experiments:
-    """With as many token ids as the texts have, which are loaded for it where nobody says."""
+    """With as many token ids as the tokenizer will have, where nobody says; no text is read for it.
+
+    A BPE that is yet to be trained counts as large as it is asked to be.
+    """
     return {
-        name: experiment
-        if experiment.model.vocab is not None
-        else with_vocabulary(experiment, experiment.data.load())
-        for name, experiment in experiments.items()
+        name: replace(
+            e, model=replace(e.model, vocab=e.model.vocab or _expected_vocabulary(e.data))
+        )
+        for name, e in experiments.items()
     }
+
+
+def _expected_vocabulary(task: Task) -> int:
+    if not isinstance(task, Data):
+        return task.load().tokenizer.vocab_size
+    if isinstance(task.tokenizer, BPE):
+        return task.tokenizer.vocab
+    return task.tokenizer.load(Documents([], lambda i: b"")).vocab_size
 
 
 def list_costs(file: Path) -> None:
