@@ -33,9 +33,9 @@ class OwnCode:
         return {n: d for n, d in self.classes.items() if n in spec.types_of(made)}
 
 
-def own_classes(made: Any) -> dict[str, type]:
-    """Name and class of the specs in a spec that are not lcx's."""
-    return {n: c for n, c in spec.types_of(made).items() if c.__module__.split(".")[0] != "lcx"}
+def is_own_class(cls: type) -> bool:
+    """Whether a class is not lcx's."""
+    return cls.__module__.split(".")[0] != "lcx"
 
 
 def read_code(path: Path, made: Iterable[Any]) -> OwnCode:
@@ -45,8 +45,9 @@ def read_code(path: Path, made: Iterable[Any]) -> OwnCode:
         file = _file(module)
         if file is not None and is_own(str(file)) and file.is_relative_to(folder):
             files[file.relative_to(folder).as_posix()] = file.read_text()
-    classes = {name: c for one in made for name, c in own_classes(one).items()}
-    return OwnCode(files, {name: definition(c) for name, c in sorted(classes.items())})
+    classes = {name: c for one in made for name, c in spec.types_of(one).items()}
+    own = {name: definition(c) for name, c in sorted(classes.items()) if is_own_class(c)}
+    return OwnCode(files, own)
 
 
 def definition(cls: type) -> str:

@@ -21,6 +21,7 @@ from lcx.checking.schemes import (
 from lcx.checking.trial import miniature
 from lcx.experiment import Experiment
 from lcx.layers import Norm
+from lcx.own_code import is_own_class
 from lcx.positions import PositionScheme, RoPE
 from lcx.sparsity import Sparsity
 from lcx.types import Sublayer
@@ -59,11 +60,6 @@ class Finding:
         return [said for law, said in self.laws.items() if said and law in self.required]
 
 
-def is_own(value: Any) -> bool:
-    """Whether the class of a spec is not lcx's."""
-    return type(value).__module__.split(".")[0] != "lcx"
-
-
 def parts(experiments: Mapping[str, Experiment], exactly: bool = True) -> list[Part]:
     """The sublayers, schemes, sparsities and norms that are of own classes or hold such.
 
@@ -83,7 +79,7 @@ def parts(experiments: Mapping[str, Experiment], exactly: bool = True) -> list[P
 def _candidates(experiment: Experiment) -> Iterator[tuple[str, Any]]:
     """(place, part) of all that is to be tried, what is innermost first."""
     for place, value in reversed(list(spec.parts(experiment.model, "model"))):
-        own = [inner for _, inner in spec.parts(value) if is_own(inner)]
+        own = [inner for _, inner in spec.parts(value) if is_own_class(type(inner))]
         scheme = isinstance(value, PositionScheme | Sparsity | Norm)
         sublayer = isinstance(value, Sublayer) and place.endswith((".mixer", ".channel"))
         if own and (scheme or sublayer):
@@ -107,8 +103,8 @@ def _algorithm(value: Any) -> Any:
 def _name(value: Any) -> str:
     """MyMixer; SoftmaxAttention with MyWindow."""
     name = type(value).__name__
-    inside = {type(i).__name__: None for _, i in spec.parts(value) if is_own(i)}
-    return name if is_own(value) else f"{name} with {listed(list(inside))}"
+    inside = {type(i).__name__: None for _, i in spec.parts(value) if is_own_class(type(i))}
+    return name if is_own_class(type(value)) else f"{name} with {listed(list(inside))}"
 
 
 def findings(

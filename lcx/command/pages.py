@@ -71,7 +71,7 @@ def write_pages(
         results = list(group.values())
         if baseline in {name for name, _ in group}:
             results.sort(key=lambda result: result["variant"] != baseline)
-        _write_page(out, results, {run.name: run for run in runs}, _failures(out), console)
+        _write_page(out, results, _failures(out), console)
 
 
 def note_failures(out: Path, failures: Mapping[str, str], tried: Collection[str]) -> None:
@@ -93,13 +93,11 @@ def _failures(out: Path) -> dict[str, str]:
 def _write_page(
     out: Path,
     results: list[Evaluation],
-    runs: Mapping[str, Run],
     failures: Mapping[str, str],
     console: Console,
 ) -> None:
     def run_of(result: Evaluation) -> Run:
-        name, seed = result["variant"], result["seed"]
-        return runs[f"{name}.{seed}" if seed else name]
+        return Run.of(out, result["variant"], result["seed"])
 
     title, question = described(run_of(results[0]))
     curves: dict[str, list] = {}

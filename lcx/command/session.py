@@ -27,7 +27,6 @@ from lcx.training.log import NonFiniteLossError
 from lcx.training.loop import finished, restore_params, train
 from lcx.training.origin import Origin
 from lcx.training.runs import FolderTakenError, Run, environment, read_result, write_json
-from lcx.types import Params
 from lcx.variants import (
     cost_length,
     count_runs,
@@ -64,12 +63,8 @@ class Session:
         return with_ancestors(self.chosen, self.experiments)
 
     def runs(self, name: str) -> list[Run]:
-        """Where a variant's runs are: `name`, then `name.1`, `name.2`, ...
-
-        No variant's name holds a dot, so none takes another's folder.
-        """
-        later = range(1, count_runs(name, self.experiments))
-        return [Run(self.out / name), *(Run(self.out / f"{name}.{i}") for i in later)]
+        """Where a variant's runs are."""
+        return [Run.of(self.out, name, i) for i in range(count_runs(name, self.experiments))]
 
     def corpus(self, name: str) -> Texts:
         """The texts of a variant."""
@@ -175,7 +170,7 @@ class Session:
                 f"{run.name}: goes on to {experiment.train.steps} steps from step {step}; what it "
                 f"was is kept in {run.folder / 'earlier'}"
             )
-        if self._trained(name, run) is not None:
+        if self._trained(name, run):
             self.console.print(f"{run.name}: trained already ({run.folder}), reused")
             return
         run.claim(experiment, origin, self.file.code.files)
@@ -183,21 +178,21 @@ class Session:
         if isinstance(experiment.init_from, Pretrained):
             start = experiment.init_from.load(experiment.model)
         elif parent := experiment.init_from:
-            if self._begins_from(parent, seed).name in self.failures:
-                raise ValueError(f"it begins from {parent}, which failed")
             before = self._begins_from(parent, seed)
+            if before.name in self.failures:
+                raise ValueError(f"it begins from {parent}, which failed")
             start = restore_params(self.experiments[parent], before, self.console)
         train(experiment, run, self.corpus(name), start, self.console, self.preemption)
 
-    def _trained(self, name: str, run: Run) -> Params | None:
-        """The parameters of a run; None where it is not finished, or cannot be read."""
+    def _trained(self, name: str, run: Run) -> bool:
+        """Whether a run is finished, and its last checkpoint can be read."""
         try:
             params = restore_params(self.experiments[name], run, self.console)
         except (FileNotFoundError, CorruptCheckpointError):
-            return None
+            return False
         if (origin := run.origin) is not None and origin.weights is None:
             run.finish(fingerprint(params))  # it was ended between its last step and this
-        return params
+        return True
 
     def evaluate(self, name: str) -> list[Evaluation]:
         """Evaluate each run of a trained variant, or reuse its result."""

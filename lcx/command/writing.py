@@ -114,16 +114,15 @@ def _print_json(asked: Asked, writer: Writer, ids: Ids, generator: Generator) ->
 
 
 def _cut(asked: Asked, writer: Writer, written: Written) -> Written:
-    """The text up to the first stop string in it: the tokens that begin before it."""
-    text, found = b"", []
-    for token in written.tokens:
-        text += writer.tokenizer.decode([int(token)])
-        found.append(token)
-        ends = [at for at in (text.find(s.encode()) for s in asked.stop) if at >= 0]
-        if ends:
-            kept = writer.tokenizer.encode(text[: min(ends)])
-            return Written(np.asarray(kept, np.int32), True)
-    return written
+    """The text up to the first stop string in it."""
+    text = writer.tokenizer.decode(written.tokens)
+    end = _first_stop(text, [s.encode() for s in asked.stop])
+    return written if end is None else Written(writer.tokenizer.encode(text[:end]), True)
+
+
+def _first_stop(text: bytes, stops: list[bytes]) -> int | None:
+    """Where the first of the stop strings begins; None: there is none."""
+    return min((at for at in map(text.find, stops) if at >= 0), default=None)
 
 
 def _print_texts(asked: Asked, writer: Writer, ids: Ids, generator: Generator) -> None:
@@ -133,16 +132,15 @@ def _print_texts(asked: Asked, writer: Writer, ids: Ids, generator: Generator) -
     for sample in range(asked.samples):
         print(asked.prompt, end="", flush=True)
         letters = codecs.getincrementaldecoder("utf-8")("replace")
-        text, shown, over = b"", 0, False
+        text, shown, end = b"", 0, None
         for (part,) in generator.stream([ids], asked.new, asked.seed + sample):
             text += writer.tokenizer.decode(part.tokens)
-            ends = [at for at in map(text.find, stops) if at >= 0]
-            over = bool(ends)
-            upto = min(ends) if over else max(shown, len(text) - held)
+            end = _first_stop(text, stops)
+            upto = max(shown, len(text) - held) if end is None else end
             print(letters.decode(text[shown:upto]), end="", flush=True)
             shown = upto
-            if over:
+            if end is not None:
                 break
-        if not over:
+        if end is None:
             print(letters.decode(text[shown:], final=True), end="")
         print("\n" * (2 if sample + 1 < asked.samples else 1), end="")

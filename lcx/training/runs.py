@@ -46,9 +46,17 @@ class Run:
 
     folder: Path
 
+    @classmethod
+    def of(cls, out: Path, variant: str, seed: int) -> "Run":
+        """Run 0, 1, ... of a variant: `name`, `name.1`, ... below `out`.
+
+        No variant's name holds a dot, so none takes another's folder.
+        """
+        return cls(out / (f"{variant}.{seed}" if seed else variant))
+
     @property
     def name(self) -> str:
-        """The variant's name."""
+        """The variant's name, and its seed's number from the second on."""
         return self.folder.name
 
     @property
