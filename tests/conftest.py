@@ -30,14 +30,14 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has them from the proces
 def pytest_collection_modifyitems(items):
     """Which tests a worker runs together: a sublayer's laws share what they have compiled.
 
-    By default laws are tried on one sublayer of each algorithm; the others are `rest`.
+    By default laws are tried on one sublayer of each operation; the others are `rest`.
     """
-    from tests.contracts.cases import ALGORITHMS
+    from tests.contracts.cases import EVERY_DAY
 
     for item in items:
         sublayer = getattr(item, "callspec", None) and item.callspec.params.get("sublayer")
         item.add_marker(pytest.mark.xdist_group(f"{item.path}{sublayer or ''}"))
-        if sublayer is not None and "contracts" in item.path.parts and sublayer not in ALGORITHMS:
+        if sublayer is not None and "contracts" in item.path.parts and sublayer not in EVERY_DAY:
             item.add_marker(pytest.mark.rest)
 
 

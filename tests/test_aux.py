@@ -75,7 +75,7 @@ def test_a_report_has_a_row_for_each_layer_that_makes_it(plain):
         {"accumulate": 4},
         {"remat": "block"},
         {"mesh": Mesh(data=2, fsdp=2)},
-        {"mesh": Mesh(data=2, seq=2), "accumulate": 2},
+        pytest.param({"mesh": Mesh(data=2, seq=2), "accumulate": 2}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -147,6 +147,7 @@ def test_dropout_drops_its_share_of_features_and_keeps_the_mean():
     np.testing.assert_array_equal(dropped(x, 0.25, ctx._replace(keys=None)), x)
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_anew_each_step_and_resumes_with_the_same_bits(experiment, tmp_path):
     corpus, quiet = experiment.data.load(), Console(quiet=True)
 

@@ -44,6 +44,7 @@ def test_local_processes_find_each_other(work):
     assert "process 1 sums 2.0 devices 2 --set a=b c" in (work / "process-1.log").read_text()
 
 
+@pytest.mark.slow
 def test_when_a_local_process_dies_the_others_are_ended(work):
     launcher = local(work, "--processes=2", "--logs=.", "--", sys.executable, "work.py", "dies")
     _, err = launcher.communicate(timeout=60)

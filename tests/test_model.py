@@ -89,10 +89,7 @@ HYBRIDS = {
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in ("values handed on", "jamba")))
-        for name in HYBRIDS
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "gpt-3")) for name in HYBRIDS],
 )
 def test_a_hybrid_trains_streams_and_decodes(name, tokens):
     model, segments = HYBRIDS[name], segments_of(tokens)
@@ -128,6 +125,7 @@ def test_a_hybrid_trains_streams_and_decodes(name, tokens):
     np.testing.assert_allclose(jnp.concatenate(logits, axis=1), whole, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_rwkv7_mixes_the_first_layers_values_into_the_later_ones(tokens):
     """Written out: the second layer, told the first one's values, is the model's second layer."""
     model = LM(vocab=50, width=16, pattern=(Block(RWKV7(heads=2), SMALL),), repeats=2)
@@ -169,8 +167,23 @@ def test_a_hybrid_streams_packed_rows_as_it_reads_them_whole(params, tokens, pac
     np.testing.assert_array_equal(state.position, [40, 40])
 
 
-@pytest.mark.parametrize("remat", ["none", "block", "dots"])
-@pytest.mark.parametrize("model", [HYBRID, DEEP], ids=["hybrid", "deep"])
+@pytest.mark.parametrize(
+    ("model", "remat"),
+    [
+        (HYBRID, "dots"),
+        (DEEP, "block"),
+        *(
+            pytest.param(model, remat, marks=pytest.mark.slow)
+            for model, remat in [
+                (HYBRID, "none"),
+                (HYBRID, "block"),
+                (DEEP, "none"),
+                (DEEP, "dots"),
+            ]
+        ),
+    ],
+    ids=lambda v: v if isinstance(v, str) else ("deep" if v is DEEP else "hybrid"),
+)
 def test_a_loop_and_rematerialisation_change_no_gradient(model, tokens, remat):
     """Those of the layers one by one, as streaming has them, are the reference."""
     params = moved(model)

@@ -270,6 +270,7 @@ def muon_run(experiment, tmp_path_factory) -> Run:
     return trained(experiment, tmp_path_factory.mktemp("muon") / "alone")
 
 
+@pytest.mark.slow
 def test_muon_resumes_with_the_same_bits(experiment, muon_run, tmp_path):
     shutil.copytree(muon_run.folder, tmp_path / "part")
     part = Run(tmp_path / "part")
@@ -278,6 +279,7 @@ def test_muon_resumes_with_the_same_bits(experiment, muon_run, tmp_path):
     assert untimed(part) == untimed(muon_run)
 
 
+@pytest.mark.slow
 def test_lion_resumes_with_the_same_bits(experiment, tmp_path):
     settings = replace(experiment.train, optimizer=Lion(warmup=1), evaluate_every=None)
     asked = replace(experiment, train=settings)

@@ -160,6 +160,7 @@ def test_processes_meet():
         assert "met [0, 1] 1 2" in out
 
 
+@pytest.mark.slow
 def test_all_hear_which_processes_did_not_come():
     port = free_port()
     came = ended([start(MEETS, number, 4, port, timeout=8) for number in (0, 2)])

@@ -199,6 +199,7 @@ def test_the_fast_form_equals_the_plain_one(name, decay):
     assert error(fast, plain) < (1.5e-4 if decay < -10 and name in BY_FEATURE else 1.5e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in OPS if name != "lru"])
 def test_a_chunk_of_any_size_gives_the_same(name):
     """Longer than the text, a single token, and a text that is a multiple of nothing."""

@@ -124,6 +124,7 @@ def test_accumulation_changes_nothing_but_rounding(experiment):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_512_equal_parts_in_bf16_have_the_gradient_of_one(experiment):
     """A sum in bf16 stops at 256 of them, and the norm came out 27% low."""
     model = replace(experiment.model, repeats=1, policy=Policy(params="bfloat16"))
@@ -163,6 +164,7 @@ def test_losses_on_a_mesh_are_those_on_one_device(experiment, run, mesh, tmp_pat
         assert here["tokens"] == alone["tokens"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", [ALiBi(), XPos(), RoPE(scaling=DynamicNTK(16))], ids=describe)
 def test_position_schemes_on_a_mesh_are_those_on_one_device(experiment, position, tmp_path):
     model = experiment.model
@@ -176,6 +178,7 @@ def test_position_schemes_on_a_mesh_are_those_on_one_device(experiment, position
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_training_positions_resume_with_the_same_bits(experiment, tmp_path):
     settings = replace(experiment.train, steps=6, checkpoint_every=3, positions=PoSE(longest=300))
     asked = replace(experiment, train=settings)
@@ -189,6 +192,7 @@ def test_training_positions_resume_with_the_same_bits(experiment, tmp_path):
     assert max(abs(a - b) for a, b in zip(*losses, strict=True)) > 1e-4
 
 
+@pytest.mark.slow
 def test_learned_positions_train_on_documents_longer_than_their_table(experiment, tmp_path):
     """The rest of a long document, in another row, is counted from 0 again."""
     mixer = replace(experiment.model.pattern[0].mixer, position=NoPE())

@@ -108,6 +108,7 @@ def test_a_child_knows_what_it_began_from(mine, capsys):
     assert "what it began from has been trained anew" in said(capsys)
 
 
+@pytest.mark.slow
 def test_a_folder_of_runs_needs_neither_file_nor_flags(mine, capsys, monkeypatch):
     for name in ("mine.py", "helper.py"):
         (mine / name).unlink()
@@ -176,6 +177,7 @@ def test_what_cannot_stand_on_one_page_is_refused_before_training(made, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_result_that_is_cut_short_is_made_again(mine, capsys):
     path = next((mine / "out" / "softmax" / "eval").glob("*.json"))
     path.write_text(path.read_text()[:200])
@@ -206,6 +208,7 @@ def test_sys_modules_hold_the_file_that_was_loaded_last(made, tmp_path):
     assert sys.modules["helper"].VALUE == 0.2
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_further_where_that_is_exact(made, tmp_path, capsys):
     file = made / "mine.py"
     change = ("--only", "softmax", "--set", "train.optimizer.schedule=wsd", "--set")
@@ -231,6 +234,7 @@ def test_a_run_that_cannot_go_further_says_why(made, capsys):
     assert "init_from='softmax'" in text
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_result_that_was_asked_last(mine, capsys):
     """Not one of changed code, which --reuse took in between."""
     helper, whole = mine / "helper.py", ("compare", mine / "mine.py", "--out", mine / "out")

@@ -12,7 +12,19 @@ from lcx import mixers
 from lcx.checking import trial
 from lcx.checking.trial import Trial, gradients_of
 from lcx.layers import CHANNELS
-from lcx.mixers import MIXERS, LinearAttention, Mamba2, RetNet, SoftmaxAttention
+from lcx.mixers import (
+    GLA,
+    MIXERS,
+    RWKV5,
+    RWKV6,
+    DeltaNet,
+    GatedDeltaNet,
+    Lightning,
+    LinearAttention,
+    Mamba2,
+    RetNet,
+    SoftmaxAttention,
+)
 from lcx.positions import (
     NTK,
     POSITIONS,
@@ -156,3 +168,14 @@ def name(sublayer: Sublayer) -> str:
 # one of each algorithm, for what takes long
 ALGORITHMS = tuple({(type(h), type(getattr(h, "sparsity", None))): h for h in SUBLAYERS}.values())
 MIXER_CASES = tuple(h for h in SUBLAYERS if type(h).__module__.startswith(mixers.__name__))
+
+# an entry of the tables whose operation another entry calls, too, with more that can go wrong
+STOOD_FOR = {
+    RetNet: Mamba2,
+    Lightning: Mamba2,
+    GLA: RWKV6,
+    RWKV5: RWKV6,
+    DeltaNet: GatedDeltaNet,
+}
+EVERY_DAY = tuple(h for h in ALGORITHMS if type(h) not in STOOD_FOR)
+"""What laws are tried on by default: a new mixer or sparsity is."""
