@@ -232,3 +232,11 @@ from lcx.types import (
 )
 
 __version__: str
+from lcx.decoding import BeamSearch as BeamSearch
+from lcx.decoding import ContrastiveSearch as ContrastiveSearch
+from lcx.decoding import Filters as Filters
+from lcx.generate import Generator as Generator
+from lcx.repetition import RepetitionGuard as RepetitionGuard
+from lcx.repetition import Resample as Resample
+from lcx.repetition import Separate as Separate
+from lcx.repetition import StopThere as StopThere

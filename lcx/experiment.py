@@ -9,7 +9,7 @@ import jax
 from lcx import spec
 from lcx.block import Block
 from lcx.data import SOURCES, TASKS, TOKENIZERS, Data, Task, Texts
-from lcx.decoding import DECODINGS, PENALTIES
+from lcx.decoding import DECODINGS, PENALTIES, SEARCHES
 from lcx.dense import nearest_divisors
 from lcx.layers import CHANNELS, NORMS
 from lcx.losses import LOSSES, CrossEntropy, Loss
@@ -22,6 +22,7 @@ from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, Learned, Trai
 from lcx.pretrained import Pretrained
 from lcx.protocols import PROTOCOLS, EvaluationProtocol, SameTargets
 from lcx.protocols.base import check_measures
+from lcx.repetition import GUARDS
 from lcx.sparsity import SPARSITIES
 from lcx.types import HasHeads, Policy
 
@@ -149,7 +150,9 @@ TABLES: dict[str, dict[str, type]] = {
     "tokenizers": TOKENIZERS,
     "evaluation protocols": PROTOCOLS,
     "decodings": DECODINGS,
+    "searches": SEARCHES,
     "penalties": PENALTIES,
+    "guards against loops": GUARDS,
 }
 """All that an experiment can be put together from, by what it is."""
 

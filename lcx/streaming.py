@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
@@ -86,35 +87,41 @@ class Streamer:
         return self._advance(self._params, piece, state)
 
     def prefill(
-        self, texts: Sequence[Int[np.ndarray, "_"]], new: int, capacity: int
-    ) -> tuple[Float[Array, "B D"], State]:
+        self,
+        texts: Sequence[Int[np.ndarray, "_"]],
+        lengths: Int[np.ndarray, " B"],
+        capacity: int,
+        whole: bool = False,
+    ) -> tuple[Float[Array, "B D"], State, Float[Array, "B t D"] | None]:
         """What the head reads of the last token of each text, and the state after it.
 
-        new: tokens that will follow at most, for position schemes that depend on a text's length.
-        capacity: tokens that a text and what follows it, and the padding, have room in (`padded`).
+        lengths: of each text with what will follow at most, for position schemes that depend on it.
+        capacity: tokens that a text and what follows it, and the padding, have room in.
+        whole: whether what the head reads of all tokens is kept, the padding in front among them.
 
         Ragged texts are padded in front, so that all end together; what is padded is another
         document, which no layer sees from a text (`Batch.segments`), and the states are those of
         the texts alone.
         """
-        lengths = np.array([len(text) for text in texts], np.int32)
-        sizes = self.pieces(int(lengths.max()))
+        there = np.array([[len(text)] for text in texts], np.int32)
+        sizes = self.pieces(int(there.max()))
         total = sum(sizes)
         tokens = np.zeros((len(texts), total), np.int32)
         for row, text in zip(tokens, texts, strict=True):
             row[total - len(text) :] = text
-        positions = np.arange(total, dtype=np.int32) - (total - lengths[:, None])
+        positions = np.arange(total, dtype=np.int32) - (total - there)
         segments = (positions >= 0).astype(np.int32)
         positions = np.maximum(positions, 0)
-        state = self.start(lengths + new, capacity)
-        first = 0
-        x = None
+        state = self.start(lengths, capacity)
+        first, x, kept = 0, None, []
         for size in sizes:
             at = slice(first, first + size)
             x, state = self.advance(tokens[:, at], positions[:, at], state, segments[:, at])
             first += size
+            if whole:
+                kept.append(x)
         assert x is not None
-        return x[:, -1], state
+        return x[:, -1], state, jnp.concatenate(kept, axis=1) if whole else None
 
     def pieces(self, tokens: int) -> list[int]:
         """In pieces of which sizes so many tokens are read, or a few more: there are three."""

@@ -13,6 +13,7 @@ from lcx.decoding import (
     DECODINGS,
     PENALTIES,
     Decoding,
+    Filters,
     FrequencyPenalty,
     Greedy,
     MinLength,
@@ -40,6 +41,7 @@ EXAMPLES = {
     TopP: TopP(0.7, temperature=1.3),
     MinP: MinP(0.2, temperature=1.3),
     Typical: Typical(0.6),
+    Filters: Filters((TopK(4), TopP(0.8)), temperature=1.3),
 }
 """Entries that have no defaults."""
 
@@ -185,6 +187,10 @@ P = [0.5, 0.3, 0.15, 0.05]
         (Typical(0.9), chances(P), [0, 1, 2]),
         (Typical(0.96), chances(P), [0, 1, 2, 3]),
         (Typical(0.1), logits([1, 1, 1, -jnp.inf]), [0, 1, 2]),  # all as near
+        (Filters((TopK(3), TopP(0.95))), chances(P), [0, 1, 2]),  # .53, .32, .16 of what is left
+        (Filters((TopP(0.95), TopK(3))), chances(P), [0, 1, 2]),
+        (Filters((TopK(2), TopP(0.6))), chances(P), [0]),  # .625 of what is left
+        (Filters((TopP(0.6), TopK(2))), chances(P), [0, 1]),
         (Greedy(), logits([1, 3, 3, 2]), [1]),
         (Temperature(), logits([1, 3, 3, -jnp.inf]), [0, 1, 2]),
     ],
@@ -382,6 +388,8 @@ def test_entries_are_specs(spec):
         ("MinP(1.5)", r"p must be in \[0, 1\]"),
         ("Typical(0.0)", "mass must be above 0 and below 1, not 0.0"),
         ("Typical(1.0)", "mass must be above 0 and below 1"),
+        ("Filters(())", "filters must be at least one"),
+        ("Filters((TopK(3, temperature=0.5),))", "temperature and penalties are its own"),
         ("TopK(0)", "k must be at least 1, not 0"),
         ("TopK(2.5)", "k: expected int, got 2.5"),
         ("RepetitionPenalty(0.0)", "factor must be positive and finite, not 0.0; 1 changes"),

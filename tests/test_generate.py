@@ -1,6 +1,7 @@
 """Text out of a model: what ends it, what it depends on, and the command."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,14 @@ import pytest
 from lcx.block import Block
 from lcx.decoding import Greedy, Temperature
 from lcx.generate import STEPS, Generator
+from lcx.generate.guarded import Guarded, guarded
+from lcx.generate.stops import StopStrings
+from lcx.generate.written import Part, Written
 from lcx.mixers import RWKV7, SoftmaxAttention
 from lcx.model import LM
 from lcx.parallel.mesh import Mesh
 from lcx.positions import Learned, NoPE
+from lcx.repetition import RepetitionGuard, Resample, Separate
 from lcx.types import Batch
 from tests.test_cli import lcx
 
@@ -22,6 +27,20 @@ MODEL = LM(vocab=50, width=64, pattern=PATTERN, repeats=1)
 NEW = 2 * STEPS + 3
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(0, 50, n).astype(np.int32) for n in (5, 40, 1, 33)]
+
+
+class Letters:
+    """Seven tokens: a letter, two or three of them, and BOS."""
+
+    pieces = (b"a", b"b", b"c", b"ab", b"bca", b"\n", b"")
+    vocab_size, bos, fingerprint = 7, 6, "letters"
+    byte_lengths = np.array([len(piece) for piece in pieces], np.int32)
+
+    def encode(self, text: bytes) -> np.ndarray:
+        return np.array([self.pieces.index(bytes([byte])) for byte in text], np.int32)
+
+    def decode(self, ids) -> bytes:
+        return b"".join(self.pieces[i] for i in ids)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +96,93 @@ def test_a_stop_token_ends_its_row_alone(params, greedy):
 
 
 def test_ids_that_the_tokenizer_has_not_are_never_written(params):
-    written = Generator(MODEL, params, Temperature(9.0), tokens=7).write(PROMPTS, NEW)
-    assert {int(t) for w in written for t in w.tokens} == set(range(7))
+    smaller = Generator(MODEL, params, Temperature(9.0), tokenizer=Letters())
+    assert {int(t) for w in smaller.write(PROMPTS, NEW) for t in w.tokens} == set(range(7))
+
+
+@pytest.mark.parametrize(
+    ("text", "strings", "kept"),
+    [
+        ([0, 1, 5, 2], ["\n"], [0, 1]),
+        ([0, 3, 4, 2], ["bb"], [0, 0]),  # within "ab" and into "bca": "a" of "ab" is kept
+        ([4, 4, 4], ["ab", "ca"], [1]),  # the one that comes first
+        ([0, 6, 1], ["ab"], []),
+        ([0, 1, 2], ["ca"], None),
+    ],
+)
+def test_a_stop_string_begins_anywhere(text, strings, kept):
+    stops = StopStrings(strings, Letters())
+    found = stops.cut(np.array(text, np.int32))
+    assert (None if found is None else found.tolist()) == kept
+
+
+def test_stop_strings_end_texts_and_parts_never_show_what_is_cut(params):
+    drawn = Generator(MODEL, params, Temperature(9.0), tokenizer=Letters())
+    whole = [Letters().decode(text.tokens) for text in drawn.write(PROMPTS, NEW)]
+    stops = [b"aa", b"cb", b"c\n"]
+    stopping = Generator(
+        MODEL,
+        params,
+        Temperature(9.0),
+        stop_strings=[stop.decode() for stop in stops],
+        tokenizer=Letters(),
+    )
+    parts = list(stopping.stream(PROMPTS, NEW))
+    for row, text in enumerate(whole):
+        ends = [text.find(stop) for stop in stops if stop in text]
+        shown = b"".join(Letters().decode(part[row].tokens) for part in parts)
+        assert shown == text[: min(ends, default=len(text))]
+        assert parts[-1][row].stopped == bool(ends)
+    assert any(part[-1].stopped for part in parts)
+
+
+LOOPS = RepetitionGuard(n=3, window=12)
+"""Of a model that repeats the same six tokens for ever."""
+
+
+@pytest.fixture(scope="module")
+def ended(params):
+    return Generator(MODEL, params).write(PROMPTS, NEW, guard=LOOPS)
+
+
+def test_a_guard_ends_a_text_where_it_loops(greedy, ended):
+    for text, whole in zip(ended, greedy, strict=True):
+        watch = LOOPS.watch()
+        starts = [start for token in whole.tokens if (start := watch.add(token)) is not None]
+        np.testing.assert_array_equal(text.tokens, whole.tokens[: starts[0] if starts else NEW])
+        assert text.loops == bool(starts)
+        assert not text.stopped
+    assert any(text.loops for text in ended)
+
+
+def test_a_guard_resamples_from_where_it_loops(params, greedy, ended):
+    guard = replace(LOOPS, act=Resample(Temperature(3.0), tokens=5), most=2)
+    generator = Generator(MODEL, params)
+    together = generator.write(PROMPTS, NEW, guard=guard)
+    for text, before in zip(together, ended, strict=True):
+        np.testing.assert_array_equal(text.tokens[: len(before.tokens)], before.tokens)
+        assert text.loops >= before.loops
+        assert len(text.tokens) == NEW or text.loops == 3
+        assert LOOPS.loop(text.tokens.tolist()) is None
+    (alone,) = generator.write(PROMPTS[1:2], NEW, seed=1, guard=guard)
+    np.testing.assert_array_equal(alone.tokens, together[1].tokens)
+
+
+def test_a_guard_separates_what_loops(params):
+    """By a model that counts to three for ever, from wherever it begins."""
+
+    def counting(begun):
+        (text,) = begun
+        written = np.arange(text.new, dtype=np.int32) % 3
+        yield [Part(Written(written, stopped=False), over=True)]
+
+    guard = replace(LOOPS, act=Separate("ab"), most=2)
+    text = Guarded(np.array([7], np.int32), 30, guard, 0, [8, 9])
+    (written,) = guarded(counting, counting, [text])
+    assert written.tokens.tolist() == [0, 1, 2, 8, 9, 0, 1, 2, 8, 9, 0, 1, 2]
+    assert written.loops == 3  # the third ends it
+    with pytest.raises(ValueError, match="Separate takes a tokenizer"):
+        Generator(MODEL, params).write(PROMPTS, NEW, guard=guard)
 
 
 def test_a_mesh_of_rows_writes_the_same(params, greedy):
@@ -148,8 +252,12 @@ def test_the_command_writes_text_and_ids(run, capsys):
     [
         (["--prompt", ""], "--prompt is empty"),
         (["--prompt", "a", "--decoding", "Gredy()"], "did you mean 'Greedy'?"),
-        (["--prompt", "a", "--decoding", "RepetitionPenalty(1.2)"], "is no decoding"),
+        (["--prompt", "a", "--decoding", "RepetitionPenalty(1.2)"], "is none; write Greedy(), say"),
         (["--prompt", "a", "--samples", "0"], "--samples must be at least 1"),
+        (["--prompt", "a", "--samples", "2"], "draws nothing, and writes the same text each time"),
+        (["--prompt", "a", "--guard", "Temperature(1.0)"], "write RepetitionGuard(), say"),
+        (["--prompt", "a", "--decoding", "BeamSearch(2, temperature=1)"], "unknown field"),
+        (["--prompt", "a", "--decoding", "BeamSearch(2)", "--samples", "3"], "keeps 2"),
     ],
 )
 def test_the_command_refuses_by_a_line(run, arguments, message, capsys):

@@ -126,14 +126,18 @@ def generate_command(
     prompt: Annotated[str, arg(help="the beginning of the text")],
     max_new: Annotated[int, arg(help="tokens to be written at most")] = 200,
     decoding: Annotated[
-        str, arg(help="how tokens are chosen, such as 'TopP(0.9, temperature=0.8)'")
+        str, arg(help="how tokens are chosen, 'TopP(0.9, temperature=0.8)' or 'BeamSearch(4)' say")
     ] = "Greedy()",
     seed: Annotated[int, arg(help="of the first sample; others count on from it")] = 0,
-    samples: Annotated[int, arg(help="texts to be written")] = 1,
+    samples: Annotated[int, arg(help="texts to be written; of a BeamSearch, the best")] = 1,
     stop: Annotated[
         UseAppendAction[tuple[str, ...]],
         arg(help="a string that ends the text, and is left out. May be given again"),
     ] = (),
+    guard: Annotated[
+        str | None,
+        arg(help="what is done to loops, 'RepetitionGuard(act=Resample(Temperature(1.2)))' say"),
+    ] = None,
     json: Annotated[
         FlagCreatePairsOff[bool], arg(help="print the ids, too, as JSON, when all is written")
     ] = False,
@@ -141,7 +145,7 @@ def generate_command(
     """Write on from a prompt, by a trained variant of any mixer."""
     from lcx.command.writing import Asked, generate
 
-    generate(Asked(folder, prompt, max_new, decoding, seed, samples, stop, json))
+    generate(Asked(folder, prompt, max_new, decoding, seed, samples, stop, guard, json))
 
 
 def list_command(

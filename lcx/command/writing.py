@@ -2,15 +2,16 @@
 
 import codecs
 import json
+import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lcx import cache, spec
 from lcx.data import Tokenizer, TokenizerFile
 from lcx.data.documents import Documents
-from lcx.decoding import Decoding
+from lcx.decoding import BeamSearch, Decoding, Search
 from lcx.experiment import TABLES
 from lcx.generate import Generator, Ids, Written
 from lcx.model import LM
@@ -18,6 +19,7 @@ from lcx.opened import open_run
 from lcx.parallel.xla import keep_compiled
 from lcx.pretrained import Pretrained
 from lcx.progress import plain_console
+from lcx.repetition.loops import RepetitionGuard
 from lcx.types import Params
 
 
@@ -31,6 +33,7 @@ class Asked(NamedTuple):
     seed: int
     samples: int
     stop: tuple[str, ...]
+    guard: str | None
     as_json: bool
 
 
@@ -50,7 +53,10 @@ def generate(asked: Asked) -> None:
     Raises ValueError, FileNotFoundError for what cannot be done, before anything long.
     """
     keep_compiled(cache.folder() / "xla")
-    decoding = parsed(asked.decoding)
+    decoding = _parsed("--decoding", asked.decoding, Decoding | Search, "Greedy()")
+    guard = None
+    if asked.guard is not None:
+        guard = _parsed("--guard", asked.guard, RepetitionGuard, "RepetitionGuard()")
     if not asked.prompt:
         raise ValueError("--prompt is empty: give the beginning of a text")
     if asked.samples < 1:
@@ -61,28 +67,50 @@ def generate(asked: Asked) -> None:
     )
     say = plain_console(stderr=True)
     if getattr(decoding, "temperature", None) == 0:
-        say.print("temperature 0 is greedy: every sample is the likeliest text", style="dim")
+        say.print("temperature 0 is greedy: nothing is drawn", style="dim")
+    if asked.samples > 1 and _draws_nothing(decoding):
+        raise ValueError(
+            f"--samples {asked.samples}: {asked.decoding} draws nothing, and writes the same text "
+            "each time; a BeamSearch has as many texts as beams, the others have one"
+        )
     if 0 < writer.trained < len(ids) + asked.new:
         say.print(
             f"the text may become {len(ids) + asked.new} tokens long; the model was trained on "
             f"{writer.trained}",
             style="dim",
         )
-    tokens = writer.tokenizer.vocab_size
-    generator = Generator(writer.model, writer.params, decoding, tokens=tokens)
-    if asked.as_json:
-        _print_json(asked, writer, ids, generator)
-    else:
+    generator = Generator(
+        writer.model,
+        writer.params,
+        decoding,
+        stop_strings=asked.stop,
+        tokenizer=writer.tokenizer,
+    )
+    beams = isinstance(decoding, BeamSearch)
+    if not (asked.as_json or beams or guard):
         _print_texts(asked, writer, ids, generator)
+        return
+    with say.status("writing"):
+        if beams and not guard:
+            (written,) = generator.best([ids], asked.new, asked.samples)
+        else:
+            written = generator.write([ids] * asked.samples, asked.new, asked.seed, guard)
+    (_print_json if asked.as_json else _print_whole)(asked, writer, ids, written)
 
 
-def parsed(decoding: str) -> Decoding:
-    """The decoding that an expression stands for. Raises ValueError."""
-    made = spec.parse(decoding, TABLES["decodings"] | TABLES["penalties"], "--decoding")
-    if not isinstance(made, Decoding):
-        raise ValueError(f"--decoding: {decoding} is no decoding; write Greedy(), say")
-    spec.check(made, "--decoding")
+def _parsed(flag: str, text: str, kind: Any, example: str) -> Any:
+    """What an expression stands for. Raises ValueError."""
+    tables = ("decodings", "searches", "penalties", "guards against loops")
+    names = {name: cls for table in tables for name, cls in TABLES[table].items()}
+    made = spec.parse(text, names, flag)
+    if not isinstance(made, kind):
+        raise ValueError(f"{flag}: {text} is none; write {example}, say")
+    spec.check(made, flag)
     return made
+
+
+def _draws_nothing(decoding: Decoding | Search) -> bool:
+    return not isinstance(decoding, BeamSearch) and getattr(decoding, "temperature", 0) == 0
 
 
 def open_writer(folder: Path) -> Writer:
@@ -97,50 +125,40 @@ def open_writer(folder: Path) -> Writer:
     return Writer(model, weights.load(model), tokenizer, weights.trained_length or 0)
 
 
-def _print_json(asked: Asked, writer: Writer, ids: Ids, generator: Generator) -> None:
-    prompts = [ids] * asked.samples
-    found = [_cut(asked, writer, w) for w in generator.write(prompts, asked.new, asked.seed)]
+def _print_json(asked: Asked, writer: Writer, ids: Ids, written: list[Written]) -> None:
     texts = [
         {
-            "ids": written.tokens.tolist(),
-            "text": writer.tokenizer.decode(written.tokens).decode(errors="replace"),
-            "stopped": written.stopped,
-            "seed": asked.seed + i,
+            "ids": text.tokens.tolist(),
+            "text": _spelled(writer, text.tokens),
+            "stopped": text.stopped,
+            **({} if math.isnan(text.score) else {"score": text.score}),
+            **({"seed": asked.seed + i} if math.isnan(text.score) else {}),
+            **({"loops": text.loops} if asked.guard else {}),
         }
-        for i, written in enumerate(found)
+        for i, text in enumerate(written)
     ]
     prompt = {"text": asked.prompt, "ids": ids.tolist()}
     print(json.dumps({"prompt": prompt, "decoding": asked.decoding, "written": texts}, indent=1))
 
 
-def _cut(asked: Asked, writer: Writer, written: Written) -> Written:
-    """The text up to the first stop string in it."""
-    text = writer.tokenizer.decode(written.tokens)
-    end = _first_stop(text, [s.encode() for s in asked.stop])
-    return written if end is None else Written(writer.tokenizer.encode(text[:end]), True)
-
-
-def _first_stop(text: bytes, stops: list[bytes]) -> int | None:
-    """Where the first of the stop strings begins; None: there is none."""
-    return min((at for at in map(text.find, stops) if at >= 0), default=None)
+def _print_whole(asked: Asked, writer: Writer, ids: Ids, written: list[Written]) -> None:
+    """Texts that are not known before their end."""
+    print("\n\n".join(asked.prompt + _spelled(writer, text.tokens) for text in written))
+    if asked.guard:
+        loops = ", ".join(str(text.loops) for text in written)
+        plain_console(stderr=True).print(f"loops that the guard has seen: {loops}", style="dim")
 
 
 def _print_texts(asked: Asked, writer: Writer, ids: Ids, generator: Generator) -> None:
     """One sample after the other, each as it is written."""
-    stops = [s.encode() for s in asked.stop]
-    held = max(map(len, stops), default=1) - 1  # bytes that may be the beginning of a stop string
     for sample in range(asked.samples):
         print(asked.prompt, end="", flush=True)
         letters = codecs.getincrementaldecoder("utf-8")("replace")
-        text, shown, end = b"", 0, None
         for (part,) in generator.stream([ids], asked.new, asked.seed + sample):
-            text += writer.tokenizer.decode(part.tokens)
-            end = _first_stop(text, stops)
-            upto = max(shown, len(text) - held) if end is None else end
-            print(letters.decode(text[shown:upto]), end="", flush=True)
-            shown = upto
-            if end is not None:
-                break
-        if end is None:
-            print(letters.decode(text[shown:], final=True), end="")
+            print(letters.decode(writer.tokenizer.decode(part.tokens)), end="", flush=True)
+        print(letters.decode(b"", final=True), end="")
         print("\n" * (2 if sample + 1 < asked.samples else 1), end="")
+
+
+def _spelled(writer: Writer, ids: Ids) -> str:
+    return writer.tokenizer.decode(ids).decode(errors="replace")

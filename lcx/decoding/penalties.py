@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from lcx.decoding.protocol import Logits, Mask, Seen
+from lcx.decoding.protocol import Logits, Mask, Penalty, Seen
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,13 @@ class MinLength:
         stops = jnp.zeros(vocab, bool).at[jnp.array(self.stop)].set(True)
         early = seen.length - seen.prompt < self.tokens
         return _without(logits, early[:, None] & stops)
+
+
+def penalised(penalties: tuple[Penalty, ...], logits: Logits, seen: Seen) -> Logits:
+    """The logits after all penalties, in their order."""
+    for penalty in penalties:
+        logits = penalty(logits, seen)
+    return logits
 
 
 def _check_finite(spec: object, name: str, value: float) -> None:

@@ -1,8 +1,12 @@
-"""What a penalty and a decoding are, and what they are given."""
+"""What penalties, decodings and searches are, and what they are given."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Array, Bool, Float32, Int, Key
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, Key
+
+from lcx.types import State
 
 Logits = Float32[Array, "B vocab"]
 Mask = Bool[Array, "B vocab"]
@@ -44,3 +48,90 @@ class Decoding(Protocol):
     def choose(self, keys: Key[Array, " B"], logits: Logits, seen: Seen) -> Int[Array, " B"]:
         """A token for each row, drawn with the row's own key from `filtered`."""
         ...
+
+
+# ------------------------------------------------------------------------------ a step of writing
+
+
+class Read(NamedTuple):
+    """What a model makes of the last token of each row."""
+
+    hidden: Float[Array, "B D"]
+    """What the head reads."""
+    logits: Logits
+    """Of the next token; -inf of ids that may not be written."""
+    state: State
+
+
+Reader = Callable[[Int[Array, " B"], State], Read]
+"""A model: reads one more token of each row, each at the place that its state has reached."""
+
+
+class Ends(NamedTuple):
+    """What ends a text."""
+
+    tokens: Int[Array, " E"]
+    """Each of these ids ends a text, and is not part of it."""
+    limit: Int[Array, " B"]
+    """Tokens that each text may have, prompt included."""
+
+    def reached(self, tokens: Int[Array, "*n"]) -> Bool[Array, "*n"]:
+        """Whether a token ends a text."""
+        return (tokens[..., None] == self.tokens).any(axis=-1)
+
+
+class Found(NamedTuple):
+    """The R best texts of each of P prompts, the best first."""
+
+    tokens: Int[Array, "P R S"]
+    """Prompts included; beyond `length` they mean nothing."""
+    length: Int[Array, "P R"]
+    stopped: Bool[Array, "P R"]
+    """Whether a token of `Ends` ended it, and not the limit."""
+    score: Float32[Array, "P R"]
+    """What it was chosen by; NaN where nothing was compared."""
+
+
+@runtime_checkable
+class Search(Protocol):
+    """How texts grow by a token: what is carried from step to step, and what was found."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the model's state that one prompt takes."""
+        ...
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether `begin` is given what the head reads of all tokens of the prompts."""
+        ...
+
+    @property
+    def steady(self) -> bool:
+        """Whether what was written stays written, and can be shown before the text ends."""
+        ...
+
+    def begin(
+        self, read: Read, seen: Seen, hidden: Float[Array, "P S D"] | None, ends: Ends
+    ) -> Any:
+        """What is carried after the prompts [P]; their states still have one row each."""
+        ...
+
+    def step(self, going: Any, keys: Key[Array, " P"], reader: Reader, ends: Ends) -> Any:
+        """One token more of each text that has not ended. `keys`: of each prompt."""
+        ...
+
+    def over(self, going: Any) -> Bool[Array, " P"]:
+        """Which prompts have their texts."""
+        ...
+
+    def found(self, going: Any) -> Found:
+        """The texts so far."""
+        ...
+
+
+def with_token(seen: Seen, token: Int[Array, " B"], over: Bool[Array, " B"]) -> Seen:
+    """What rows hold after a token of each that is not over."""
+    at = jnp.where(over, seen.tokens.shape[1], seen.length)  # beyond the end: not written
+    text = seen.tokens.at[jnp.arange(len(token)), at].set(token, mode="drop")
+    return Seen(text, seen.length + ~over, seen.prompt)

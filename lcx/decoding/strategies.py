@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int, Key
 
 from lcx.decoding.chances import draw, entropy, first_largest, ordinals, threshold
+from lcx.decoding.penalties import penalised
 from lcx.decoding.protocol import Logits, Mask, Penalty, Seen
 
 
@@ -19,10 +20,10 @@ class Greedy:
     penalties: tuple[Penalty, ...] = ()
 
     def filtered(self, logits: Logits, seen: Seen) -> Logits:
-        return _likeliest(_penalised(self.penalties, logits, seen))
+        return _likeliest(penalised(self.penalties, logits, seen))
 
     def choose(self, keys: Key[Array, " B"], logits: Logits, seen: Seen) -> Int[Array, " B"]:
-        return first_largest(_penalised(self.penalties, logits, seen))
+        return first_largest(penalised(self.penalties, logits, seen))
 
 
 class Sampling(ABC):
@@ -52,7 +53,7 @@ class Sampling(ABC):
         """Which tokens may be drawn, of logits after penalties and temperature; at least one."""
 
     def filtered(self, logits: Logits, seen: Seen) -> Logits:
-        logits = _penalised(self.penalties, logits, seen)
+        logits = penalised(self.penalties, logits, seen)
         if self.temperature == 0:
             return _likeliest(logits)
         # the largest becomes 0, so that no temperature, however low, makes it infinite
@@ -61,7 +62,7 @@ class Sampling(ABC):
 
     def choose(self, keys: Key[Array, " B"], logits: Logits, seen: Seen) -> Int[Array, " B"]:
         if self.temperature == 0:
-            return first_largest(_penalised(self.penalties, logits, seen))
+            return first_largest(penalised(self.penalties, logits, seen))
         return draw(keys, self.filtered(logits, seen))
 
     def _check(self, name: str, fits: bool, what: str) -> None:
@@ -181,10 +182,33 @@ class Typical(Sampling):
         return places <= threshold(places, jnp.exp(log_p), lambda mass: mass >= self.mass)
 
 
-def _penalised(penalties: tuple[Penalty, ...], logits: Logits, seen: Seen) -> Logits:
-    for penalty in penalties:
-        logits = penalty(logits, seen)
-    return logits
+@dataclass(frozen=True)
+class Filters(Sampling):
+    """A draw from what several filters leave, each of which sees what those before it have left.
+
+    `Filters((TopK(50), TopP(0.9)), temperature=0.8)`. Chances are over what is left: the order
+    matters, and is top-k, then top-p, in transformers.
+    """
+
+    filters: tuple[Sampling, ...]
+    """With neither temperature nor penalties of their own."""
+    temperature: float = 1.0
+    """Logits are divided by it before the filters; 0: greedy, exactly."""
+    penalties: tuple[Penalty, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check("filters", len(self.filters) > 0, "at least one")
+        for own in self.filters:
+            if own.temperature != 1 or own.penalties:
+                raise ValueError(
+                    f"Filters: temperature and penalties are its own, not those of {own}"
+                )
+
+    def keep(self, logits: Logits) -> Mask:
+        for own in self.filters:
+            logits = jnp.where(own.keep(logits), logits, -jnp.inf)
+        return logits > -jnp.inf
 
 
 def _likeliest(logits: Logits) -> Logits:

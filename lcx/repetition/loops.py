@@ -4,7 +4,43 @@ from collections import Counter, deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from lcx.decoding import Decoding, Search
 from lcx.repetition.ngrams import Tokens
+
+
+@dataclass(frozen=True)
+class StopThere:
+    """A text that loops ends where the loop began."""
+
+
+@dataclass(frozen=True)
+class Resample:
+    """A text that loops is written anew from where the loop began, otherwise for some tokens.
+
+    By more chance, as `Temperature(1.2)`, or with a penalty,
+    `Greedy(penalties=(RepetitionPenalty(1.3),))`. Then the decoding that was asked for goes on.
+    """
+
+    decoding: Decoding | Search
+    tokens: int = 64
+
+    def __post_init__(self):
+        if self.tokens < 1:
+            raise ValueError(f"Resample: tokens must be at least 1, not {self.tokens}")
+
+
+@dataclass(frozen=True)
+class Separate:
+    """A text that loops goes on from where the loop began, after a separator."""
+
+    text: str = "\n\n"
+
+    def __post_init__(self):
+        if not self.text:
+            raise ValueError("Separate: text is empty: the same loop would follow")
+
+
+STOP_THERE = StopThere()
 
 
 @dataclass(frozen=True)
@@ -23,6 +59,10 @@ class RepetitionGuard:
     n: int = 4
     window: int = 128
     share: float = 0.5
+    act: StopThere | Resample | Separate = STOP_THERE
+    """What `lcx.generate` does to a text that loops."""
+    most: int = 8
+    """The next loop after so many ends the text, whatever `act` says."""
 
     def __post_init__(self):
         if self.n < 1:
@@ -33,6 +73,8 @@ class RepetitionGuard:
             raise ValueError(
                 f"RepetitionGuard: share must be above 0 and at most 1, not {self.share}"
             )
+        if self.most < 0:
+            raise ValueError(f"RepetitionGuard: most cannot be negative, not {self.most}")
 
     def watch(self) -> "Watch":
         """For a text that is being written."""

@@ -7,10 +7,13 @@ import pytest
 
 from lcx.block import Block
 from lcx.checking.bounds import rounding
+from lcx.decoding import BeamSearch, ContrastiveSearch
+from lcx.generate import Generator
 from lcx.model import LM
 from lcx.parallel.mesh import Mesh
 from lcx.streaming import Streamer
-from lcx.types import Batch
+from lcx.types import Batch, Params
+from tests import plain_search
 from tests.bounds import assert_rounded
 from tests.contracts.cases import MIXER_CASES, WIDTH, name
 
@@ -18,21 +21,44 @@ PROMPTS, MORE = (1, 40, 33), 3
 VOCAB = 50
 
 
-@pytest.mark.parametrize("sublayer", MIXER_CASES, ids=name)
-def test_ragged_prompts_and_single_tokens_equal_each_text_alone(sublayer):
+def model_of(sublayer) -> tuple[LM, Params]:
     model = LM(vocab=VOCAB, width=WIDTH, pattern=(Block(sublayer),), repeats=1)
     noise = iter(jax.random.split(jax.random.key(0), 64))
     params = jax.tree.map(
         lambda a: a + 0.2 * jax.random.normal(next(noise), a.shape, a.dtype),
         jax.jit(model.init)(jax.random.key(1)),
     )
+    return model, params
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sublayer", MIXER_CASES, ids=name)
+def test_states_follow_beams_and_candidates(sublayer):
+    """Searches of ragged prompts against plain forms, which keep no state."""
+    model, params = model_of(sublayer)
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, VOCAB, n).astype(np.int32) for n in (2, 9)]
+    found = Generator(model, params, BeamSearch(3)).best(prompts, MORE, 3)
+    written = Generator(model, params, ContrastiveSearch(3)).write(prompts, MORE)
+    for prompt, texts, text in zip(prompts, found, written, strict=True):
+        of = plain_search.reads(model, params, 9 + MORE, len(prompt) + MORE)
+        best = plain_search.beams(of, prompt.tolist(), MORE, 3, 1.0, set())
+        assert [text.tokens.tolist() for text in texts] == [tokens for _, tokens in best]
+        expected = plain_search.contrastive(of, prompt.tolist(), MORE, 3, 0.6)
+        assert text.tokens.tolist() == expected
+
+
+@pytest.mark.parametrize("sublayer", MIXER_CASES, ids=name)
+def test_ragged_prompts_and_single_tokens_equal_each_text_alone(sublayer):
+    model, params = model_of(sublayer)
     rng = np.random.default_rng(0)
     texts = [rng.integers(0, VOCAB, n + MORE).astype(np.int32) for n in PROMPTS]
 
     streamer = Streamer(model, params, Mesh())
     with jax.set_mesh(streamer.mesh):
         prompts = [text[:-MORE] for text in texts]
-        x, state = streamer.prefill(prompts, MORE, 128)
+        lengths = np.array([len(text) for text in texts], np.int32)
+        x, state, _ = streamer.prefill(prompts, lengths, 128)
         got = [x]
         for i in range(MORE):
             token = np.array([[text[len(text) - MORE + i]] for text in texts], np.int32)

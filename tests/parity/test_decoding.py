@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lcx.decoding import (
+    Filters,
     MinLength,
     MinP,
     NoRepeatNGram,
@@ -84,23 +85,31 @@ def test_penalties(ours, theirs):
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"),
+    "settings",
     [
-        (Temperature(0.7), None),
+        (Temperature(0.7),),
         *((TopK(k, 0.7), hf.TopKLogitsWarper(k)) for k in (1, 5, 50, 200)),
         *((TopP(p, 0.7), hf.TopPLogitsWarper(p)) for p in (1e-9, 0.1, 0.5, 0.9, 0.99, 1.0)),
         *((MinP(p, 0.7), hf.MinPLogitsWarper(p)) for p in (0.0, 0.05, 0.5, 1.0)),
+        (
+            Filters((TopK(20), TopP(0.8), MinP(0.1), Typical(0.9)), 0.7),
+            hf.TopKLogitsWarper(20),
+            hf.TopPLogitsWarper(0.8),
+            hf.MinPLogitsWarper(0.1),
+            hf.TypicalLogitsWarper(0.9),
+        ),
         *((Typical(m, 0.7), hf.TypicalLogitsWarper(m)) for m in (0.01, 0.2, 0.5, 0.9, 0.99)),
     ],
-    ids=name,
+    ids=lambda settings: name(settings[0]),
 )
-def test_filters(ours, theirs):
+def test_filters(settings):
+    ours, *theirs = settings
     given, seen = case()
     warm = hf.TemperatureLogitsWarper(0.7)
-    both = hf.LogitsProcessorList([warm, theirs] if theirs else [warm])
-    expected = processed(lambda prompt: both, given, seen)
+    all_of_them = hf.LogitsProcessorList([warm, *theirs])
+    expected = processed(lambda prompt: all_of_them, given, seen)
     got = np.array(jax.jit(ours.filtered)(given, seen))
-    if isinstance(ours, TopP):  # torch's sort has equal ones in any order
+    if isinstance(ours, TopP | Filters):  # torch's sort has equal ones in any order
         expected[TIES], got[TIES] = np.sort(expected[TIES]), np.sort(got[TIES])
     np.testing.assert_array_equal(np.isfinite(got), np.isfinite(expected))
     # said up to a constant; a rounding of a row's largest logit, measured: 9e-8 of it

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lcx.block import Block
+from lcx.decoding import BeamSearch
 from lcx.generate import Generator
 from lcx.layers import RMSNorm, SwiGLU
 from lcx.mixers import SoftmaxAttention
@@ -159,6 +160,36 @@ def test_greedy_continuation(pair):
             pad_token_id=0,
         )
         np.testing.assert_array_equal(found.tokens, expected.numpy()[0, len(prompt) :])
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("stop", [(), (5,), (5, 40, 71)], ids=["endless", "one end", "three ends"])
+def test_beams(penalty, stop):
+    """Several results of ragged prompts; transformers is given each alone."""
+    pair, beams, new = pair_of("grouped"), 4, 12
+    prompts = [row[:n] for row, n in zip(pair.tokens, (33, 20), strict=True)]
+    generator = Generator(pair.model, pair.params, BeamSearch(beams, penalty), stop=stop)
+    for prompt, found in zip(prompts, generator.best(prompts, new, beams), strict=True):
+        expected = pair.torch.generate(
+            torch.from_numpy(prompt[None]).long(),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=new,
+            do_sample=False,
+            num_beams=beams,
+            num_return_sequences=beams,
+            length_penalty=penalty,
+            early_stopping=False,
+            eos_token_id=list(stop) or None,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        for text, ids in zip(found, expected.sequences[:, len(prompt) :].numpy(), strict=True):
+            length = len(text.tokens)
+            np.testing.assert_array_equal(text.tokens, ids[:length])
+            assert not text.stopped or ids[length] in stop
+        scores = expected.sequences_scores.numpy()
+        np.testing.assert_allclose([text.score for text in found], scores, rtol=2e-5)
 
 
 def altered(model: LM, **fields) -> LM:

@@ -1,0 +1,104 @@
+"""Contrastive search: likely tokens that are unlike what stands there already."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, Key
+
+from lcx.decoding.penalties import penalised
+from lcx.decoding.protocol import Ends, Found, Penalty, Read, Reader, Seen, with_token
+from lcx.types import take_rows
+
+
+class Going(NamedTuple):
+    """What one step of writing hands to the next."""
+
+    read: Read
+    seen: Seen
+    directions: Float32[Array, "P S D"]
+    """Of what the head reads of each token of a text, unit vectors; beyond its length anything."""
+    over: Bool[Array, " P"]
+    stopped: Bool[Array, " P"]
+
+
+@dataclass(frozen=True)
+class ContrastiveSearch:
+    """Of the k likeliest tokens the one that is likely, and unlike what stands there.
+
+    It has the most (1 - alpha) p(v) - alpha max_j cos(h_v, h_j) of these tokens v.
+    h_j: what the head reads of each token of the text, prompt included; h_v: of the candidate.
+    Su et al. 2022 (SimCTG, arXiv:2202.06417), equation 5. Each token takes k rows of the model, and
+    k copies of its state. k = 1 and alpha = 0 are greedy.
+    """
+
+    k: int = 4
+    alpha: float = 0.6
+    penalties: tuple[Penalty, ...] = ()
+
+    def __post_init__(self):
+        if self.k < 1:
+            raise ValueError(f"ContrastiveSearch: k must be at least 1, not {self.k}")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"ContrastiveSearch: alpha must be in [0, 1], not {self.alpha}")
+
+    @property
+    def rows(self) -> int:
+        return self.k
+
+    @property
+    def looks_back(self) -> bool:
+        return True
+
+    @property
+    def steady(self) -> bool:
+        return True
+
+    def begin(
+        self, read: Read, seen: Seen, hidden: Float[Array, "P S D"] | None, ends: Ends
+    ) -> Going:
+        assert hidden is not None
+        none = jnp.zeros(seen.length.shape, bool)
+        return Going(read, seen, _directions(hidden), none, none)
+
+    def step(self, going: Going, keys: Key[Array, " P"], reader: Reader, ends: Ends) -> Going:
+        read, seen, directions, over, stopped = going
+        P, k = len(seen.length), min(self.k, read.logits.shape[1])
+        chances = jax.nn.softmax(penalised(self.penalties, read.logits, seen))
+        chances, tokens = jax.lax.top_k(chances, k)
+        each = jnp.repeat(jnp.arange(P), k)
+        tried = reader(tokens.reshape(-1), take_rows(read.state, each))
+        tried_directions = _directions(tried.hidden).reshape(P, k, -1)
+        alike = jnp.einsum("pkd,psd->pks", tried_directions, directions)
+        there = jnp.arange(directions.shape[1]) < seen.length[:, None]
+        most = jnp.max(jnp.where(there[:, None], alike, -jnp.inf), axis=-1)
+        # what has no chance is no candidate, however few others there are
+        scores = jnp.where(chances > 0, (1 - self.alpha) * chances - self.alpha * most, -jnp.inf)
+        best = jnp.argmax(scores, axis=1)
+        rows = jnp.arange(P) * k + best
+        token = _picked(tokens, best)
+        stopped |= ~over & ends.reached(token)
+        at = jnp.minimum(seen.length, directions.shape[1] - 1)
+        directions = directions.at[jnp.arange(P), at].set(_picked(tried_directions, best))
+        seen = with_token(seen, token, over | stopped)
+        over = over | stopped | (seen.length >= ends.limit)
+        return Going(Read(*take_rows(tried, rows)), seen, directions, over, stopped)
+
+    def over(self, going: Going) -> Bool[Array, " P"]:
+        return going.over
+
+    def found(self, going: Going) -> Found:
+        seen = going.seen
+        score = jnp.full(seen.length.shape, jnp.nan)
+        return Found(*(x[:, None] for x in (seen.tokens, seen.length, going.stopped, score)))
+
+
+def _directions(hidden: Float[Array, "*n D"]) -> Float32[Array, "*n D"]:
+    hidden = hidden.astype(jnp.float32)
+    return hidden / jnp.maximum(jnp.linalg.norm(hidden, axis=-1, keepdims=True), 1e-30)
+
+
+def _picked(of: Array, best: Int[Array, " P"]) -> Array:
+    """of [P k ...]: each prompt's best [P ...]."""
+    return of[jnp.arange(len(best)), best]
