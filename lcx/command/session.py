@@ -221,7 +221,7 @@ class Session:
         if path.exists():
             self.console.print(f"warning: {path} cannot be read; evaluated again", style="yellow")
         draft = path.with_suffix(".draft.jsonl")
-        scores, seconds = evaluate(
+        measured, seconds = evaluate(
             experiment, params, corpus, run.name, self.console, self.preemption, draft
         )
         stages = trainings(name, self.experiments)
@@ -248,7 +248,9 @@ class Session:
             else self._flops({n: row["tokens"] for n, row in last.items()}),
             train_seconds=sum(row["seconds"] for row in last.values()),
             eval_seconds=round(seconds, 3),
-            contexts=scores,
+            contexts=measured.contexts,
+            reference=measured.reference,
+            shown=measured.shown,
             environment={k: v for k, v in environment().items() if k != "diff"},
         )
         if is_primary():
