@@ -27,7 +27,7 @@ from lcx.protocols.repetition import pseudo_values
 from lcx.repetition import measures as of
 from lcx.repetition.ratios import by_length
 from lcx.repetition.samples import by_prompt, self_bleu, similarities
-from lcx.repetition.sentences import sentences
+from lcx.repetition.sentences import lines, sentences
 from lcx.report.curves import draw_further, draw_measure
 from lcx.report.look import LIGHT
 from lcx.report.page import render_page
@@ -85,7 +85,11 @@ def test_numbers_are_those_of_the_generators_texts_by_hand(measured, experiment,
     def said(ids):
         return of.repeated(sentences(corpus.tokenizer.decode(ids).decode(errors="replace")))
 
+    def same_lines(ids):
+        return of.repeated(lines(corpus.tokenizer.decode(ids).decode(errors="replace")))
+
     by_hand = {
+        "repeated_lines": same_lines,
         "seq_rep_4": of.seq_rep,
         "repeated_sentences": said,
         "same_token": of.same_as_before,
@@ -98,7 +102,7 @@ def test_numbers_are_those_of_the_generators_texts_by_hand(measured, experiment,
         assert [d["name"] for d in point["documents"]] == [text.name for text in texts]
         for key, measure in by_hand.items():
             values, some = by_length(measure, written, PROTOCOL.lengths).scores("macro")
-            assert some.all() or key == "repeated_sentences"
+            assert some.all() or key in ("repeated_sentences", "repeated_lines")
             mean = intervals.mean(values[i].reshape(4, 2).mean(axis=1)[None], np.ones(4))
             assert point[key] == pytest.approx(mean.value, rel=1e-12)
             low, high = mean.interval()

@@ -101,7 +101,8 @@ BITS = Measure(
     key="bits_per_byte",
     interval="bits_ci95",
     sums="nll",
-    formula="Bits per byte are the negative log-likelihood of the targets over their bytes",
+    formula="Bits per byte are the negative log-likelihood of the targets over their bytes, which "
+    "do not depend on the tokenizer",
     per="bytes",
     scale="bits",
 )

@@ -36,7 +36,7 @@ from lcx.repetition.measures import (
 )
 from lcx.repetition.ratios import Ratio
 from lcx.repetition.samples import by_prompt, self_bleu, similarities
-from lcx.repetition.sentences import sentences
+from lcx.repetition.sentences import lines, sentences
 
 SHORTEST = max(DIVERSITY)
 """Tokens: a shorter text has no 4-gram."""
@@ -179,8 +179,12 @@ def pseudo_values(means: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
 
 
 def _share(ratio: Ratio) -> float:
-    """0 where there is nothing to count: blanks alone repeat no sentence."""
+    """0 where there is nothing to count: blanks repeat no sentence, and no line."""
     return ratio.part / ratio.whole if ratio.whole else 0.0
+
+
+def _said(ids: Ids, decode: Decode) -> str:
+    return decode(ids).decode(errors="replace")
 
 
 def _measure(
@@ -209,7 +213,15 @@ OF_A_TEXT: tuple[tuple[Measure, Callable[[Ids, Decode], Ratio]], ...] = (
             "repeated_sentences",
             "A sentence is repeated if it stands in the same text before, in whatever case",
         ),
-        lambda ids, decode: repeated(sentences(decode(ids).decode(errors="replace"))),
+        lambda ids, decode: repeated(sentences(_said(ids, decode))),
+    ),
+    (
+        _measure(
+            "share of repeated lines",
+            "repeated_lines",
+            "A line that is not blank is repeated if it stands in the same text before",
+        ),
+        lambda ids, decode: repeated(lines(_said(ids, decode))),
     ),
     (
         _measure(

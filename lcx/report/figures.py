@@ -13,7 +13,7 @@ from lcx.report.axes import bounded_axis, bytes_axis, length_axis, level_axis, l
 from lcx.report.look import Look, haze, style_of
 from lcx.report.naming import Names, canvas, name_below, name_curves, sized
 from lcx.report.series import best_is_chosen, loss_unit, quality
-from lcx.report.summary import Curves, Report, context_lengths, measure_in, terms_in
+from lcx.report.summary import Curves, Report, context_lengths, context_unit, measure_in, terms_in
 from lcx.wording import short_bytes
 
 if TYPE_CHECKING:
@@ -52,11 +52,11 @@ def draw_quality(report: Report, look: Look, narrow: bool) -> "Figure":
         for i, x, y in spots:
             ax.plot(x, y, **style_of(i, look) | {"linestyle": "none"}, markersize=7)
     left.set_xlabel("training (FLOPs)")
-    terms = terms_in(report)
-    best = f"at each one's best {terms.short}" if best_is_chosen(report) else f"at {longest:,}"
+    terms, at = terms_in(report), f"at {longest:,} {context_unit(report)}"
+    best = f"at each one's best {terms.short}" if best_is_chosen(report) else at
     left.set_ylabel(f"{measure.name}, {best}")
     right.set_xlabel(f"state after {longest:,} tokens (bytes)")
-    right.set_ylabel(f"{measure.name}, at {longest:,}")
+    right.set_ylabel(f"{measure.name}, {at}")
     name_below(fig, look, narrow, names, range(len(names)), line=False)
     return fig
 

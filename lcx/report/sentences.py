@@ -20,9 +20,8 @@ def _reference_in_words(report: Report) -> str:
         return ""
     point, measure = report["reference"]["contexts"][-1], measure_in(report)
     value, between = short_number(point[measure.key]), interval(point[measure.interval])
-    return f" The {report['reference']['name']} has {value}" + (
-        f" (95% interval {between})." if between else "."
-    )
+    value += f" (95% interval {between})" if between else ""
+    return f" The {report['reference']['name']} has {value}: to go beyond that is no better."
 
 
 def _best_in_words(report: Report) -> str:

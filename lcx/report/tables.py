@@ -52,7 +52,11 @@ def shown_table(report: Report) -> str:
 def in_words(value: Any) -> str:
     """A setting as it is written in an experiment file; others line by line."""
     if isinstance(value, dict) and "type" in value:
-        of = (f"{key}={in_words(x)}" for key, x in value.items() if key != "type" and x != [])
+        given = {key: x for key, x in value.items() if key != "type" and x != []}
+        of = (
+            f"{key}=({in_words(x)},)" if isinstance(x, list) else f"{key}={in_words(x)}"
+            for key, x in given.items()
+        )
         return f"{value['type']}({', '.join(of)})"
     if isinstance(value, dict):
         return "\n".join(f"{key}: {in_words(item)}" for key, item in value.items())
