@@ -15,7 +15,8 @@ import numpy as np
 
 from lcx.block import Block
 from lcx.command.start import huge_pages
-from lcx.evaluation.evaluate import Job, Scorer
+from lcx.evaluation.draft import Job
+from lcx.evaluation.reading import Scorer
 from lcx.mixers import SoftmaxAttention
 from lcx.model import LM
 from lcx.parallel.mesh import Mesh

@@ -198,6 +198,9 @@ from lcx.protocols import (
     Recall as Recall,
 )
 from lcx.protocols import (
+    Repetition as Repetition,
+)
+from lcx.protocols import (
     SameTargets as SameTargets,
 )
 from lcx.protocols import (

@@ -223,7 +223,7 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
     if model.positions is not None:
         most = train.length if train.positions is None else train.positions.longest
         most = most if train.steps else 0
-        longest = max(most, experiment.evaluation.contexts[-1])
+        longest = max(most, experiment.evaluation.longest)
         if longest > model.positions.capacity:
             raise problem(
                 "model.positions",
@@ -244,6 +244,12 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
                     f"{path} is {shapes.get(path, 'absent')} here, "
                     f"{parent.get(path, 'absent')} there",
                 )
+    if experiment.evaluation.writes is not None and experiment.mesh.seq > 1:
+        raise problem(
+            "evaluation",
+            f"{type(experiment.evaluation).__name__} has text written, a token at a time, which "
+            f"cannot be cut along a sequence: mesh.seq={experiment.mesh.seq}",
+        )
     try:
         experiment.mesh.check(len(jax.devices()), jax.process_count())
         check_cuts(experiment)

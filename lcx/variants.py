@@ -9,7 +9,7 @@ from lcx.pretrained import Pretrained
 
 
 def check_links(experiments: Experiments) -> None:
-    """Raise ValueError where an `init_from` names no variant, or they go in a circle."""
+    """Raise ValueError where an `init_from` or a judge names no variant, or they do not fit."""
     for name, experiment in experiments.items():
         seen, at = [name], experiment.parent
         while at is not None:
@@ -20,6 +20,14 @@ def check_links(experiments: Experiments) -> None:
             at = experiments[at].parent
         if experiment.train.steps == 0 and experiment.init_from is None:
             raise ValueError(f"{name}: train.steps is 0 and there is no init_from to take over")
+        judge = experiment.evaluation.judge
+        if judge is not None:
+            known(judge, experiments, f"{name}.evaluation.judge")
+            if experiments[judge].data != experiment.data:
+                raise ValueError(
+                    f"{name}.evaluation.judge: {judge} has other data; a judge has to read the "
+                    "same tokens"
+                )
 
 
 def check_seeds(names: Iterable[str], experiments: Experiments) -> None:

@@ -88,6 +88,8 @@ def evaluation(
         "train_seconds": 400.0,
         "eval_seconds": 20.0,
         "contexts": points,
+        "reference": None,
+        "shown": None,
         "environment": {"lcx": "0.1.0", "device": variant},
     }
 

@@ -16,7 +16,7 @@ from lcx.mixers import RWKV4, SoftmaxAttention
 from lcx.model import LM
 from lcx.parallel.mesh import Mesh
 from lcx.parallel.preemption import Preempted, Preemption
-from lcx.protocols import PROTOCOLS, ByPosition, Recall, SameTargets, Sliding, Text
+from lcx.protocols import PROTOCOLS, ByPosition, Recall, Repetition, SameTargets, Sliding, Text
 from lcx.protocols.base import check_measures
 from lcx.protocols.measures import PERPLEXITY, token_scores
 from lcx.types import Batch
@@ -98,7 +98,8 @@ def test_bad_protocols_are_refused(cls, fields, message):
 
 
 def test_every_protocol_keeps_its_documents_long_enough():
-    for cls in set(PROTOCOLS.values()) - {Recall}:  # its documents are pairs, half of a window
+    # documents of the one are pairs, half of a window; the other has text written
+    for cls in set(PROTOCOLS.values()) - {Recall, Repetition}:
         protocol = cls(contexts=(64, 200))
         spans = ((protocol.length - 1, protocol.length),)
         windows = list(protocol.excerpts(text(protocol.length, spans=spans), BOS))
@@ -131,11 +132,11 @@ def test_streaming_equals_one_pass_per_window(mixer, protocol, corpus, texts, mo
     params = jax.tree.map(lambda a: a + 0.3 * jnp.sin(jnp.arange(a.size)).reshape(a.shape), params)
     monkeypatch.setattr(streaming, "PIECE", 32)  # many pieces, and some that nothing scores
     monkeypatch.setattr(streaming, "ROWS", 2)
-    scores, _ = evaluation.evaluate(experiment, params, corpus, "it", Console(quiet=True))
+    measured, _ = evaluation.evaluate(experiment, params, corpus, "it", Console(quiet=True))
 
     texts = corpus.targets(protocol).texts
     forward = jax.jit(lambda tokens: model(params, Batch(tokens)).x)
-    for score in scores:
+    for score in measured.contexts:
         assert [d["name"] for d in score["documents"]] == [of.name for of in texts]
         assert score["reach"] == score["context"]
         for of, got in zip(texts, score["documents"], strict=True):
@@ -222,7 +223,7 @@ def test_an_evaluation_that_is_ended_goes_on_where_it_was(corpus, texts, tmp_pat
 
     def scores(preemption: Preemption | None) -> list:
         asked = (experiment, params, corpus, "it", quiet, preemption, draft)
-        return evaluation.evaluate(*asked)[0]
+        return evaluation.evaluate(*asked)[0].contexts
 
     with pytest.raises(Preempted, match=r"it: 5 of \d+ excerpts are evaluated"):
         scores(After(5))

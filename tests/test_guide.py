@@ -24,13 +24,13 @@ def here(texts, tmp_path, monkeypatch):
     run.claim(experiment, Origin(), {})
     corpus = experiment.data.load()
     train(experiment, run, corpus, None, Console(quiet=True))
-    points, _ = evaluate(
+    measured, _ = evaluate(
         experiment, restore_params(experiment, run), corpus, "it", Console(quiet=True)
     )
     said = {
         "protocol": encode(experiment.evaluation),
         "data": corpus.describe(),
-        "contexts": points,
+        "contexts": measured.contexts,
     }
     write_json(run.evaluation(experiment, corpus.fingerprint), said)
     monkeypatch.chdir(tmp_path)

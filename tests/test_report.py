@@ -181,7 +181,7 @@ def test_the_page_escapes_and_tells(written):
         "Does <it> hold & how far?",
         "lcx compare experiments/far.py --out runs/far",
         "At 2,048 tokens of context <rwkv> has the lowest perplexity: 4.",
-        "Scored at each context: 384 tokens in 6 spans of 6 documents; 3 seeds a variant.",
+        "Measured at each context: 384 tokens in 6 spans of 6 documents; 3 seeds a variant.",
         "intervals over documents and seeds together",
         "all documents weigh the same, 64 tokens each",
         "Holm's method holds the chance that any mark of this page is wrong at 5%, over 27",
@@ -203,7 +203,7 @@ def test_the_page_marks_what_is_told_apart_and_what_lies_beyond_training(written
         256: ["softmax"], 448: ["softmax"], 512: ["softmax"], 1024: ["<rwkv>"], 2048: ["<rwkv>"]
     }  # fmt: skip
     assert len(cells["best"]) == 5
-    assert len(cells["beyond"]) == 2 * (3 + 3)  # in the table of the measure and in that of bits
+    assert len(cells["beyond"]) == 3 * (3 + 3)  # a table each: perplexity, bits, accuracy
     assert all(text.startswith("▼") for text in cells["good"])
     assert all(text.startswith("▲") for text in cells["bad"])
 

@@ -31,6 +31,7 @@ def test_terminal_table_fits_80_columns_whatever_the_numbers():
     unknown = {"bold": [], "known": False}
     report = {
         "measure": "perplexity",
+        "reference": None,
         "failures": {},
         "about": about(SameTargets()),
         "best": [{"context": p["context"], **unknown} for p in points],

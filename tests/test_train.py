@@ -203,8 +203,8 @@ def test_learned_positions_train_on_documents_longer_than_their_table(experiment
     corpus = experiment.data.load()
     validate("learned", fits, {}, corpus)
     params = restore_params(fits, trained(fits, tmp_path / "learned"))
-    scores, _ = evaluate(fits, params, corpus, "learned", Console(quiet=True))
-    assert all(np.isfinite(score["ppl"]) for score in scores)
+    measured, _ = evaluate(fits, params, corpus, "learned", Console(quiet=True))
+    assert all(np.isfinite(score["ppl"]) for score in measured.contexts)
     with pytest.raises(ValueError, match="for texts of 48 tokens, and there are some of 200"):
         validate("learned", replace(fits, evaluation=experiment.evaluation), {}, corpus)
 

@@ -131,7 +131,7 @@ def findings(
 def _trial(part: Part, name: str) -> tuple[Any, dict[str, Callable[[Any], None]]]:
     """A part in miniature, and its laws. Messages name its place."""
     value, model = part.value, part.experiment.model
-    longest = max(part.experiment.train.length, part.experiment.evaluation.contexts[-1])
+    longest = max(part.experiment.train.length, part.experiment.evaluation.longest)
     called = f"{part.place} ({name})"
     if isinstance(value, Norm):
         return NormTrial(called, value, model.width), dict(NORM_LAWS)

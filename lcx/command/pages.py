@@ -11,13 +11,16 @@ from rich.console import Console
 from lcx import spec
 from lcx.data import Texts
 from lcx.evaluation.evaluate import describe_data
-from lcx.evaluation.metrics import Evaluation
+from lcx.evaluation.metrics import Evaluation, about
 from lcx.experiment import Experiment, known
 from lcx.experiment_file import RESERVED
 from lcx.report.comparable import why_not_comparable
 from lcx.report.writer import print_table, write_report
 from lcx.training.kept import described, runs_in
 from lcx.training.runs import Run, write_json
+
+Group = dict[tuple[str, int], Evaluation]
+"""The results on one page, by variant and seed."""
 
 
 def check_together(variants: Mapping[str, tuple[Experiment, Texts]]) -> None:
@@ -26,6 +29,7 @@ def check_together(variants: Mapping[str, tuple[Experiment, Texts]]) -> None:
         {
             "variant": name,
             "protocol": spec.encode(experiment.evaluation),
+            "about": about(experiment.evaluation),
             "data": describe_data(experiment, corpus),
         }
         for name, (experiment, corpus) in variants.items()
@@ -51,17 +55,19 @@ def write_pages(
     variant.
     """
     runs = runs_in(out)
-    groups: list[dict[tuple[str, int], Evaluation]] = []
+    groups: list[Group] = []
     for run in runs:
         for result in cast(list[Evaluation], run.evaluations()):
-            for group in groups:
-                if not why_not_comparable(next(iter(group.values())), result):
-                    break
-            else:
+            if not (fitting := [group for group in groups if _fits(result, group)]):
                 groups.append(group := {})
-            group[result["variant"], result["seed"]] = result  # the newest of them
+                fitting = [group]
+            # rather one of the very same protocol than one that lets it differ
+            fitting.sort(key=lambda group: not _same_protocol(result, group))
+            fitting[0][result["variant"], result["seed"]] = result  # the newest of them
     if like is not None:
-        groups = [g for g in groups if not why_not_comparable(next(iter(g.values())), like)]
+        groups = [group for group in groups if _fits(like, group)]
+        groups.sort(key=lambda group: not _same_protocol(like, group))
+        groups = groups[:1]
     if not groups:
         raise ValueError(f"{out}: no run is evaluated yet (lcx evaluate)")
     names = dict.fromkeys(name for group in groups for name, _ in group)
@@ -72,6 +78,14 @@ def write_pages(
         if baseline in {name for name, _ in group}:
             results.sort(key=lambda result: result["variant"] != baseline)
         _write_page(out, results, _failures(out), console)
+
+
+def _fits(result: Evaluation, group: Group) -> bool:
+    return not any(why_not_comparable(other, result) for other in group.values())
+
+
+def _same_protocol(result: Evaluation, group: Group) -> bool:
+    return any(other["protocol"] == result["protocol"] for other in group.values())
 
 
 def note_failures(out: Path, failures: Mapping[str, str], tried: Collection[str]) -> None:

@@ -17,6 +17,7 @@ from lcx.evaluation.evaluate import describe_data, evaluate
 from lcx.evaluation.metrics import Evaluation, about, jsonable
 from lcx.experiment import Experiments
 from lcx.experiment_file import ExperimentFile
+from lcx.model import LM
 from lcx.parallel.preemption import Preempted, Preemption, several
 from lcx.parallel.processes import is_primary
 from lcx.pretrained import Pretrained
@@ -27,6 +28,7 @@ from lcx.training.log import NonFiniteLossError
 from lcx.training.loop import finished, restore_params, train
 from lcx.training.origin import Origin
 from lcx.training.runs import FolderTakenError, Run, environment, read_result, write_json
+from lcx.types import Params
 from lcx.variants import (
     cost_length,
     count_runs,
@@ -59,8 +61,10 @@ class Session:
 
     @property
     def order(self) -> list[str]:
-        """The chosen variants and those they start from, these first."""
-        return with_ancestors(self.chosen, self.experiments)
+        """The chosen variants, their judges and those they start from, these first."""
+        judges = (self.experiments[name].evaluation.judge for name in self.chosen)
+        needed = [judge for judge in judges if judge is not None]
+        return with_ancestors([*needed, *self.chosen], self.experiments)
 
     def runs(self, name: str) -> list[Run]:
         """Where a variant's runs are."""
@@ -211,7 +215,9 @@ class Session:
         weights = fingerprint(params)
         run.finish(weights)
         code = self.file.code.of((experiment.model, experiment.evaluation))
-        parts = [corpus.fingerprint, weights, *code.values()]
+        judge = self._judge_of(name, seed)
+        judged_by = () if judge is None else (fingerprint(judge[1]),)
+        parts = [corpus.fingerprint, weights, *judged_by, *code.values()]
         path = run.evaluation(experiment, parts)
         if (kept := read_result(path)) is not None:
             self.console.print(f"{run.name}: evaluated already ({path}), reused")
@@ -221,8 +227,8 @@ class Session:
         if path.exists():
             self.console.print(f"warning: {path} cannot be read; evaluated again", style="yellow")
         draft = path.with_suffix(".draft.jsonl")
-        scores, seconds = evaluate(
-            experiment, params, corpus, run.name, self.console, self.preemption, draft
+        measured, seconds = evaluate(
+            experiment, params, corpus, run.name, self.console, self.preemption, draft, judge
         )
         stages = trainings(name, self.experiments)
         rows = {n: self.runs(n)[seed].read_metrics() for n in stages}
@@ -248,13 +254,26 @@ class Session:
             else self._flops({n: row["tokens"] for n, row in last.items()}),
             train_seconds=sum(row["seconds"] for row in last.values()),
             eval_seconds=round(seconds, 3),
-            contexts=scores,
+            contexts=measured.contexts,
+            reference=measured.reference,
+            shown=measured.shown,
             environment={k: v for k, v in environment().items() if k != "diff"},
         )
         if is_primary():
             write_json(path, jsonable(result))
             draft.unlink(missing_ok=True)
         return result
+
+    def _judge_of(self, name: str, seed: int) -> tuple[LM, Params] | None:
+        """The model that an evaluation names as its judge, if it does. Of several runs, as many."""
+        judge = self.experiments[name].evaluation.judge
+        if judge is None:
+            return None
+        run = self._begins_from(judge, seed)
+        if run.name in self.failures:
+            raise ValueError(f"it is judged by {judge}, which failed")
+        params = restore_params(self.experiments[judge], run, self.console)
+        return self.experiments[judge].model, params
 
     def _pause(self, what: str) -> None:
         """Between two runs: end here if that was asked for.

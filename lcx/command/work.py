@@ -50,6 +50,7 @@ def compare(asked: Asked) -> int:
             session.train(name)
             if name in session.chosen:
                 results += session.evaluate(name)
+        results.sort(key=lambda result: session.chosen.index(result["variant"]))
         return _end(session, results)
 
 

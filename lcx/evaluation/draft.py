@@ -1,18 +1,30 @@
-"""An evaluation that is under way: what its excerpts scored, kept as they come."""
+"""An evaluation that is under way: its excerpts, and what they scored, kept as they come."""
 
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lcx.parallel.processes import barrier, is_primary
+from lcx.protocols import Excerpt
+
+
+class Job(NamedTuple):
+    """One excerpt of one document."""
+
+    number: int
+    document: int
+    excerpt: Excerpt
+
 
 Scored = dict[str, Any]
-"""What one excerpt scored.
+"""What one excerpt scored, or what was written in its place.
 
     job        its number among the evaluation's excerpts
     document   its document's number
     scores     a dict for each score it asks for: context, reach, tokens, bytes, and sums
+or
+    written    the tokens of each text that was written after its prompt
 """
 
 

@@ -7,8 +7,8 @@ than once, its runs are drawn by chance as well (`lcx.evaluation.intervals`).
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from lcx.cost import Cost
 from lcx.evaluation.intervals import Estimate, Scores, Weights, difference, mean
 from lcx.protocols import EvaluationProtocol
 from lcx.protocols.measures import Measure
+from lcx.wording import or_nan
+
+NOTHING: Mapping[str, float] = {}
 
 DocumentScore = dict[str, Any]
 """What one run of a variant made of the target tokens of one document.
@@ -28,6 +31,9 @@ DocumentScore = dict[str, Any]
 
 and sums over the target tokens, in float64, of what the protocol's measures average: `nll`, in
 nats, and `hits`, those that no other token was likelier than, unless it has its own.
+
+Of a protocol that has text written: tokens and bytes are what was written, spans the texts after
+this prompt, `prompts` is 1, and what else is there are means over its texts.
 """
 
 ContextScore = dict[str, Any]
@@ -56,6 +62,10 @@ class About(TypedDict):
     """`Measure`s, encoded (`lcx.spec`); the report is about the first that fits."""
     unit: str
     """What context lengths count."""
+    terms: dict[str, str | None]
+    """What points and intervals are called; see `lcx.protocols.base.Terms`."""
+    may_differ: list[str]
+    """Fields of the protocol in which variants of one page may differ."""
     same_targets: bool
     """Whether the targets are the same at every context length."""
     words: str
@@ -67,9 +77,28 @@ def about(protocol: EvaluationProtocol) -> About:
     return About(
         measures=[spec.encode(measure) for measure in protocol.measures],
         unit=protocol.unit,
+        terms=protocol.terms._asdict(),
+        may_differ=[*protocol.may_differ],
         same_targets=protocol.same_targets,
         words=protocol.words,
     )
+
+
+class WrittenText(TypedDict):
+    """What was written after the first prompt, for reading."""
+
+    prompt: str
+    author: str
+    written: str
+
+
+class Evaluated(NamedTuple):
+    """What a protocol says of some parameters."""
+
+    contexts: list[ContextScore]
+    reference: list[ContextScore] | None = None
+    """The same of what the documents' authors wrote, where a model writes."""
+    shown: WrittenText | None = None
 
 
 class Evaluation(TypedDict):
@@ -101,6 +130,9 @@ class Evaluation(TypedDict):
     train_seconds: float
     eval_seconds: float
     contexts: list[ContextScore]
+    reference: list[ContextScore] | None
+    """The same of what the documents' authors wrote, where a model writes."""
+    shown: WrittenText | None
     environment: dict[str, Any]
 
 
@@ -116,9 +148,16 @@ class Comparison(TypedDict):
 
 
 def context_score(
-    context: int, documents: Sequence[DocumentScore], reach: int, measures: Sequence[Measure]
+    context: int,
+    documents: Sequence[DocumentScore],
+    reach: int,
+    measures: Sequence[Measure],
+    of_all: Mapping[str, float] = NOTHING,
 ) -> ContextScore:
-    """The curve's point at `context` tokens, token-weighted over `documents`.
+    """The curve's point at `context` tokens, over `documents`, each with the weight of its tokens,
+    or of what the measure is per.
+
+    of_all: what measures of all documents as one have found, by `Measure.sums`.
 
     Raises ValueError when there is nothing to score, or `context` is below 1.
     """
@@ -131,7 +170,7 @@ def context_score(
         reach=reach,
         tokens=sum(d["tokens"] for d in documents),
         documents=list(documents),
-        **_levels([documents], measures),
+        **_levels([documents], measures, [of_all]),
     )
 
 
@@ -147,7 +186,11 @@ def pooled_score(runs: Sequence[ContextScore], measures: Sequence[Measure]) -> P
         documents=len(first["documents"]),
         spans=sum(d["spans"] for d in first["documents"]),
         seeds=len(runs),
-        **_levels([run["documents"] for run in runs], measures),
+        **_levels(
+            [run["documents"] for run in runs],
+            measures,
+            [{m.sums: or_nan(run[m.key]) for m in measures if m.per == "all"} for run in runs],
+        ),
     )
 
 
@@ -179,10 +222,10 @@ def compare(
     )
 
 
-def check_same_targets(a: ContextScore, b: ContextScore, per: Literal["tokens", "bytes"]) -> None:
+def check_same_targets(a: ContextScore, b: ContextScore, per: str) -> None:
     """Raise ValueError unless both scored the same documents, in order, and as much of each.
 
-    Counted in tokens, or in spans where tokenizers may differ.
+    Counted in tokens where these are what a measure is per; in spans where tokenizers may differ.
     """
     at = " and ".join(dict.fromkeys(str(score["context"]) for score in (a, b)))
     counted = "tokens" if per == "tokens" else "spans"
@@ -211,9 +254,17 @@ def jsonable(tree: Any) -> Any:
     return tree
 
 
-def _levels(runs: Sequence[Sequence[DocumentScore]], measures: Sequence[Measure]) -> dict[str, Any]:
+def _levels(
+    runs: Sequence[Sequence[DocumentScore]],
+    measures: Sequence[Measure],
+    of_all: Sequence[Mapping[str, float]],
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for measure in measures:
+        if measure.per == "all":
+            found[measure.key] = float(np.mean([run[measure.sums] for run in of_all]))
+            found[measure.interval] = [math.nan, math.nan]
+            continue
         weights = _weights(runs[0], measure)
         if not weights.sum() > 0:
             raise ValueError(f"{measure.name} needs at least one of the targets' {measure.per}")

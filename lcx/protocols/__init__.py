@@ -1,12 +1,15 @@
-"""How quality against context length is measured: one file each, one line each in the table."""
+"""How models are measured: one file each, one line each in the table."""
 
-from lcx.protocols.base import CONTEXTS, EvaluationProtocol, Excerpt, Score, Text
+from lcx.protocols.base import CONTEXTS, EvaluationProtocol, Excerpt, Score, Terms, Text
 from lcx.protocols.by_position import ByPosition
 from lcx.protocols.recall import Recall
+from lcx.protocols.repetition import Repetition
 from lcx.protocols.same_targets import SameTargets
 from lcx.protocols.sliding import Sliding
 
-PROTOCOLS: dict[str, type] = {c.__name__: c for c in (SameTargets, Sliding, ByPosition, Recall)}
+PROTOCOLS: dict[str, type] = {
+    c.__name__: c for c in (SameTargets, Sliding, ByPosition, Recall, Repetition)
+}
 
 __all__ = [
     "CONTEXTS",
@@ -15,8 +18,10 @@ __all__ = [
     "EvaluationProtocol",
     "Excerpt",
     "Recall",
+    "Repetition",
     "SameTargets",
     "Score",
     "Sliding",
+    "Terms",
     "Text",
 ]

@@ -1,4 +1,4 @@
-"""How quality against context length is measured: which tokens a model sees, which it predicts.
+"""How a model is measured: which tokens it sees, which it predicts, or what it writes.
 
 A protocol cuts a document into excerpts. Every excerpt begins with BOS, as documents do in
 training, and counts its positions from 0. A context of c tokens is what the last scored token of
@@ -6,7 +6,7 @@ an excerpt is predicted from, BOS among them: no scored token sees more. So a mo
 on rows of c tokens has been trained for a context of c.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from lcx.decoding import Decoding, Search
 from lcx.protocols.measures import ACCURACY, BITS, PERPLEXITY, Measure, token_scores
+from lcx.repetition import RepetitionGuard
 
 CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
@@ -53,6 +55,47 @@ class Excerpt(NamedTuple):
     scores: tuple[Score, ...]
 
 
+class Writes(NamedTuple):
+    """How a model writes on from the beginning of each excerpt."""
+
+    decoding: Decoding | Search
+    guard: RepetitionGuard | None
+    """What is done to texts that loop."""
+    samples: int
+    """Texts after each prompt."""
+    seed: int
+    """Of the first text; each has one of its own."""
+
+
+Samples = Sequence[Sequence[Ids]]
+"""Of each prompt the texts that were written after it, all of one length."""
+
+
+class Counted(NamedTuple):
+    """What was found in texts of one length."""
+
+    by_prompt: list[dict[str, float]]
+    """What the measures average, of each prompt; NaN where nothing is known."""
+    of_all: Mapping[str, float]
+    """Measures of all texts as one, by `Measure.sums`."""
+
+
+class Terms(NamedTuple):
+    """What the points of a protocol's curves are called, on a page and in a terminal."""
+
+    axis: str = "context length"
+    """What they stand against."""
+    short: str = "context"
+    of: str = "context"
+    """Of what the axis counts tokens, or bytes."""
+    document: str = "document"
+    """What intervals are over."""
+    part: str = "span"
+    """What is measured of one."""
+    reference: str | None = None
+    """Whose own numbers stand beside the variants', if anybody's."""
+
+
 @runtime_checkable
 class EvaluationProtocol(Protocol):
     """Turns documents into excerpts, and says what is measured on them.
@@ -61,7 +104,9 @@ class EvaluationProtocol(Protocol):
     """
 
     @property
-    def contexts(self) -> tuple[int, ...]: ...
+    def contexts(self) -> tuple[int, ...]:
+        """Where the points of its curves stand, ascending."""
+        ...
 
     @property
     def split(self) -> Literal["validation", "test"]: ...
@@ -112,8 +157,38 @@ class EvaluationProtocol(Protocol):
 
     @property
     def unit(self) -> Literal["tokens", "bytes"]:
-        """What context lengths count."""
+        """What `contexts` count."""
         return "tokens"
+
+    @property
+    def longest(self) -> int:
+        """The most tokens, BOS among them, that a model reads and writes of one text."""
+        return self.contexts[-1]
+
+    @property
+    def terms(self) -> Terms:
+        """What its points are called."""
+        return Terms()
+
+    @property
+    def may_differ(self) -> tuple[str, ...]:
+        """Fields in which variants may differ and stand on one page all the same."""
+        return ()
+
+    @property
+    def writes(self) -> Writes | None:
+        """None: targets are predicted. Otherwise each excerpt is a prompt, up to where its first
+        score begins, and what its author wrote from there; the model writes as much."""
+        return None
+
+    @property
+    def judge(self) -> str | None:
+        """A variant of the same file that says how likely it finds what was written."""
+        return None
+
+    def counted(self, samples: Samples, decode: Callable[[Ids], bytes]) -> Counted:
+        """What is found in texts of one length, for a protocol that `writes`."""
+        raise NotImplementedError(f"{type(self).__name__} writes nothing")
 
     @property
     def reads(self) -> Literal["text", "pairs"]:
@@ -121,10 +196,12 @@ class EvaluationProtocol(Protocol):
         return "text"
 
 
-def check_contexts(name: str, contexts: tuple[int, ...], documents: int | None) -> None:
+def check_contexts(
+    name: str, contexts: tuple[int, ...], documents: int | None, field: str = "contexts"
+) -> None:
     """Raise ValueError for contexts or a number of documents that mean nothing."""
     if not contexts or any(c < 1 for c in contexts) or list(contexts) != sorted(set(contexts)):
-        raise ValueError(f"{name}: contexts must be positive and increasing, not {contexts}")
+        raise ValueError(f"{name}: {field} must be positive and increasing, not {contexts}")
     if documents is not None and documents < 1:
         raise ValueError(f"{name}: documents must be at least 1, not {documents}")
 
@@ -135,7 +212,12 @@ def with_bos(bos: int, ids: Ids) -> Ids:
 
 
 def check_measures(protocol: EvaluationProtocol) -> None:
-    """Raise ValueError for a measure that averages what the protocol's `scores` do not give."""
+    """Raise ValueError for a measure that averages what the protocol's `scores` do not give.
+
+    Where text is written, nothing is known before there is some.
+    """
+    if protocol.writes is not None:
+        return
     logits = jax.ShapeDtypeStruct((1, 2), jnp.float32)
     given = jax.eval_shape(protocol.scores, logits, jax.ShapeDtypeStruct((1,), jnp.int32))
     for measure in protocol.measures:

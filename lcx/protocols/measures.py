@@ -42,11 +42,12 @@ class Measure:
     interval: str
     """What its 95% interval is called there."""
     sums: str
-    """What is averaged: an entry of the protocol's `scores`."""
+    """What is averaged: an entry of the protocol's `scores`, or of what it has `counted`."""
     formula: str
     """In a sentence, for the page."""
-    per: Literal["tokens", "bytes"] = "tokens"
-    """What the sum is divided by."""
+    per: Literal["tokens", "bytes", "prompts", "all"] = "tokens"
+    """What the sum is divided by; "all": it is no sum, but a number of all texts as one, of which
+    no interval is known."""
     better: Literal["lower", "higher"] = "lower"
     scale: Literal["as it is", "exponential", "bits"] = "as it is"
     """What is made of the mean; exponentials are compared by their ratio, others by difference."""
@@ -100,7 +101,8 @@ BITS = Measure(
     key="bits_per_byte",
     interval="bits_ci95",
     sums="nll",
-    formula="Bits per byte are the negative log-likelihood of the targets over their bytes",
+    formula="Bits per byte are the negative log-likelihood of the targets over their bytes, which "
+    "do not depend on the tokenizer",
     per="bytes",
     scale="bits",
 )

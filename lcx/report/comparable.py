@@ -84,8 +84,10 @@ def check_comparable(variants: Sequence[Variant]) -> None:
 def why_not_comparable(first: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
     """What keeps two results off one page; None: nothing. Tokenizers may differ.
 
-    Read of each: its variant, protocol and data.
+    So may what the protocol lets differ from variant to variant, but not within one. Read of each:
+    its variant, protocol, data and what it says about the protocol.
     """
+    differing = first["about"]["may_differ"] if first["variant"] != other["variant"] else ()
     cannot = f"{first['variant']!r} and {other['variant']!r} cannot be compared"
     for part in ("protocol", "data"):
         a, b = jsonable(first[part]), jsonable(other[part])
@@ -93,6 +95,8 @@ def why_not_comparable(first: Mapping[str, Any], other: Mapping[str, Any]) -> st
         same_texts = part == "data" and a.get("fingerprint") == b.get("fingerprint")
         for key in sorted(a.keys() | b.keys()):
             if a.get(key) == b.get(key) or (other_tokens and key in BY_TOKENIZER):
+                continue
+            if part == "protocol" and key in differing:
                 continue
             if same_texts and key == "source":
                 continue  # they lie elsewhere now
@@ -109,8 +113,8 @@ def why_not_comparable(first: Mapping[str, Any], other: Mapping[str, Any]) -> st
     return None
 
 
-def measure_of(variants: Sequence[Variant]) -> Measure:
-    """The protocol's first measure; of several tokenizers, its first per byte.
+def fitting_measures(variants: Sequence[Variant]) -> list[Measure]:
+    """The protocol's measures; of several tokenizers, those per byte. A report is about the first.
 
     Raises ValueError where it has none for several tokenizers.
     """
@@ -122,7 +126,7 @@ def measure_of(variants: Sequence[Variant]) -> Measure:
             f"{first['protocol']['type']} measures nothing per byte, so variants of several "
             "tokenizers cannot be compared by it"
         )
-    return fitting[0]
+    return fitting
 
 
 def measures_of(variants: Sequence[Variant]) -> list[Measure]:

@@ -11,9 +11,9 @@ import numpy as np
 
 from lcx.report.axes import bounded_axis, bytes_axis, length_axis, level_axis, log_axis
 from lcx.report.look import Look, haze, style_of
-from lcx.report.naming import canvas, name_below, name_curves, sized
-from lcx.report.series import loss_unit, quality
-from lcx.report.summary import Curves, Report, context_lengths, measure_in
+from lcx.report.naming import Names, canvas, name_below, name_curves, sized
+from lcx.report.series import best_is_chosen, loss_unit, quality
+from lcx.report.summary import Curves, Report, context_lengths, context_unit, measure_in, terms_in
 from lcx.wording import short_bytes
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ def draw_quality(report: Report, look: Look, narrow: bool) -> "Figure":
     from matplotlib.ticker import EngFormatter
 
     size, grid = ((4.3, 6.9), (2, 1)) if narrow else ((8.2, 4), (1, 2))
-    names = list(report["variants"])
-    fig = sized(narrow, names, size, below=True)
+    names = _places(report)
+    fig = sized(narrow, [*names], size, below=True)
     left, right = fig.subplots(*grid)
     measure, longest = measure_in(report), context_lengths(report)[-1]
     rows = quality(report)
@@ -52,9 +52,11 @@ def draw_quality(report: Report, look: Look, narrow: bool) -> "Figure":
         for i, x, y in spots:
             ax.plot(x, y, **style_of(i, look) | {"linestyle": "none"}, markersize=7)
     left.set_xlabel("training (FLOPs)")
-    left.set_ylabel(f"{measure.name}, at each one's best context")
+    terms, at = terms_in(report), f"at {longest:,} {context_unit(report)}"
+    best = f"at each one's best {terms.short}" if best_is_chosen(report) else at
+    left.set_ylabel(f"{measure.name}, {best}")
     right.set_xlabel(f"state after {longest:,} tokens (bytes)")
-    right.set_ylabel(f"{measure.name} at {longest:,} tokens")
+    right.set_ylabel(f"{measure.name}, {at}")
     name_below(fig, look, narrow, names, range(len(names)), line=False)
     return fig
 
@@ -72,7 +74,7 @@ def draw_state(report: Report, look: Look, narrow: bool) -> "Figure":
         x, y = list(map(int, of_one)), list(of_one.values())
         ax.plot(x, y, **style_of(i, look), linewidth=1.7, markersize=5.5)
         ends.append((x[-1], y[-1]))
-    name_curves(fig, ax, look, narrow, list(kept), ends, short_bytes)
+    name_curves(fig, ax, look, narrow, _places(report), ends, short_bytes)
     return fig
 
 
@@ -95,8 +97,12 @@ def draw_training(report: Report, curves: Curves, look: Look, narrow: bool) -> "
         ax.set_ylim(top=1.05 * min(max(highs), 3 * min(highs)))
     else:
         ax.text(0.5, 0.5, "no training was recorded", ha="center", transform=ax.transAxes)
-    name_curves(fig, ax, look, narrow, list(report["variants"]), ends)
+    name_curves(fig, ax, look, narrow, _places(report), ends)
     return fig
+
+
+def _places(report: Report) -> Names:
+    return {name: i for i, name in enumerate(report["variants"])}
 
 
 def _draw_losses(

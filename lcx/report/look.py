@@ -3,7 +3,7 @@
 import io
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,8 @@ DARK = Look(
 )  # fmt: skip
 LINES = ((), (4.5, 1.6), (4.5, 1.3, 1, 1.3), (1.8, 1.1))
 """On and off, in widths of the line: with six colours, 24 variants without a pair alike."""
+REFERENCE = (3, 2)
+"""Likewise, of what is no variant, and has no marker."""
 MARKERS = "os^DvP<Xp*h>d"
 """In an order in which those that share a colour have different shapes. Thirteen: colour and
 marker meet again after 78 variants."""
@@ -43,11 +45,13 @@ FONT = "DejaVu Sans"
 """Comes with matplotlib, so that every machine draws the same."""
 
 
-def style_of(i: int, look: Look) -> dict[str, Any]:
-    """Colour, marker and line of the variant at place i.
+def style_of(i: int | None, look: Look) -> dict[str, Any]:
+    """Colour, marker and line of the variant at place i; None: of what variants are held against.
 
     Of the first 24, every pair differs in colour or line, and in colour or marker.
     """
+    if i is None:
+        return {"color": look.faint, "marker": "", "linestyle": (0, REFERENCE)}
     lap, hue = divmod(i, len(look.colours))
     dashes = LINES[lap % len(LINES)]
     return {
@@ -58,20 +62,29 @@ def style_of(i: int, look: Look) -> dict[str, Any]:
 
 
 @cache
-def swatch(i: int) -> str:
-    """A piece of the variant's curve as inline SVG, in its page's colours `--c0`, `--c1`, ..."""
+def swatch(i: int | None) -> str:
+    """A piece of the variant's curve as inline SVG, in its page's colours `--c0`, `--c1`, ...
+
+    None: of what variants are held against.
+    """
     from matplotlib.markers import MarkerStyle
 
+    if i is None:
+        return _piece("soft", REFERENCE, "")
     lap, hue = divmod(i, len(LIGHT.colours))
     marker = MarkerStyle(MARKERS[i % len(MARKERS)])
     outline = marker.get_path().transformed(marker.get_transform()).to_polygons()
     placed = (np.array([15, 5]) + np.array(shape, float) * [7, -7] for shape in outline)
     points = (" ".join(f"{x:.1f},{y:.1f}" for x, y in shape) for shape in placed)
     shapes = "".join(f'<polygon points="{p}"/>' for p in points)
+    return _piece(f"c{hue}", LINES[lap % len(LINES)], shapes)
+
+
+def _piece(colour: str, line: Sequence[float], shapes: str) -> str:
     width = 1.6
-    dashes = " ".join(f"{width * x:.2f}" for x in LINES[lap % len(LINES)])
+    dashes = " ".join(f"{width * x:.2f}" for x in line)
     return (
-        f'<svg viewBox="0 0 30 10" style="color: var(--c{hue})" aria-hidden="true">'
+        f'<svg viewBox="0 0 30 10" style="color: var(--{colour})" aria-hidden="true">'
         f'<g fill="currentColor"><path d="M0 5H30" stroke="currentColor" stroke-width="{width}"'
         f' stroke-dasharray="{dashes}"/>{shapes}</g></svg>'
     )

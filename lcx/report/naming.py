@@ -1,7 +1,7 @@
 """Which curve is whose: names beside the ends of curves, or below, and room for them."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Names = Mapping[str, int | None]
+"""Names of curves; for its style, the place of each among the variants. None: it is none."""
 LONGEST = 28
 """Columns of a name in a picture."""
 LINE = 0.17
@@ -42,7 +44,7 @@ def name_curves(
     ax: "Axes",
     look: Look,
     narrow: bool,
-    names: list[str],
+    names: Names,
     ends: Sequence[tuple[float, float] | None],
     write: Callable[[float], str] | None = None,
 ) -> None:
@@ -54,7 +56,7 @@ def name_curves(
     if narrow:
         name_below(fig, look, narrow, names, [i for i, _ in shown])
         return
-    short = shortened(names)
+    short, styles = shortened([*names]), [style_of(i, look) for i in names.values()]
     bottom, top = ax.get_ylim()
     to_axes = ax.transData + ax.transAxes.inverted()
     tips = [(x, np.clip(np.nan_to_num(y, nan=top), bottom, top)) for _, (x, y) in shown]
@@ -65,7 +67,7 @@ def name_curves(
             push = max(0.0, gap - (at[above] - at[below])) / 2
             at[below], at[above] = max(0.0, at[below] - push), min(1.0, at[above] + push)
     for (i, (_, y)), tip, height in zip(shown, tips, at, strict=True):
-        style = style_of(i, look)
+        style = styles[i]
         if not math.isnan(y):
             line = {"arrowstyle": "-", "color": style["color"], "alpha": 0.5, "lw": 0.8}
             ax.annotate("", tip, (1.025, height), textcoords="axes fraction", arrowprops=line,
@@ -83,19 +85,19 @@ def name_below(
     fig: "Figure",
     look: Look,
     narrow: bool,
-    names: list[str],
+    names: Names,
     shown: Iterable[int],
     line: bool = True,
 ) -> None:
-    """A legend below the axes, of those variants; without their lines, for a picture of points."""
+    """A legend below the axes, of those curves; without their lines, for a picture of points."""
     from matplotlib.lines import Line2D
 
-    short, shown = shortened(names), list(shown)
-    styles = [style_of(i, look) | ({} if line else {"linestyle": "none"}) for i in shown]
+    short, places, shown = shortened([*names]), [*names.values()], list(shown)
+    styles = [style_of(places[i], look) | ({} if line else {"linestyle": "none"}) for i in shown]
     handles = [Line2D([], [], **style, markersize=5.5) for style in styles]
     legend = fig.legend(
         handles, ["-"] * len(shown), loc="outside lower center", fontsize=8.5,
-        ncols=_columns(narrow, names), handlelength=3.2, columnspacing=1,
+        ncols=_columns(narrow, [*names]), handlelength=3.2, columnspacing=1,
     )  # fmt: skip
     for text, i in zip(legend.texts, shown, strict=True):
         text.set_text(short[i])  # as a label, one that begins with "_" could be left out

@@ -25,13 +25,16 @@ from lcx.report.sentences import (
     trained_in_words,
     weights_in_words,
 )
-from lcx.report.summary import Report, measure_in, measure_per_byte
+from lcx.report.series import best_is_chosen
+from lcx.report.summary import Report, further_measures, measure_in, terms_in
 from lcx.report.tables import (
-    byte_table,
     cost_table,
     difference_table,
+    further_table,
     gain_table,
+    in_words,
     measure_table,
+    shown_table,
     state_table,
     variant_table,
 )
@@ -55,17 +58,14 @@ def render_page(title: str, question: str, report: Report, pictures: dict[str, P
             f"<figcaption>{html.escape(words(report))}</figcaption>\n</figure>\n{table(report)}"
         )
 
-    bits = ""
-    if measure.per != "bytes" and (per_byte := measure_per_byte(report)):
-        said = f"The same points in {per_byte.name} of text, which do not depend on the tokenizer."
-        table = byte_table(report, per_byte)
-        bits = f'<h2>{per_byte.name.capitalize()}</h2>\n<p class="note">{said}</p>\n{table}'
+    terms = terms_in(report)
     return template.substitute(
         title=html.escape(title),
         question=_prose(question),
         light=_swatches(LIGHT),
         dark=_swatches(DARK),
         Measure=measure.name.capitalize(),
+        axis=terms.axis,
         better="Lower" if measure.best is min else "Higher",
         measure_picture=first,
         finding=html.escape(finding(report)),
@@ -74,14 +74,18 @@ def render_page(title: str, question: str, report: Report, pictures: dict[str, P
         trained=html.escape(trained_in_words(report)),
         ties=html.escape(ties_in_words(report)),
         measure_table=measure_table(report),
-        gains=section("gain_vs_context", "What reading on gains", gains_in_words, gain_table),
+        gains=section(
+            f"gain_vs_{terms.short}", "What reading on gains", gains_in_words, gain_table
+        ),
         differences=section(
-            "difference_vs_context",
+            f"difference_vs_{terms.short}",
             "Variant against variant",
             comparisons_in_words,
             difference_table,
         ),
-        bits=bits,
+        further=_further(report, drawn.get(f"further_measures_vs_{terms.short}")),
+        shown=_shown(report),
+        quality_points=_quality_points(report),
         variant_table=variant_table(report),
         quality_picture=drawn["quality_vs_cost"],
         speeds=html.escape(speeds_in_words(report)),
@@ -94,6 +98,40 @@ def render_page(title: str, question: str, report: Report, pictures: dict[str, P
         protocol=_facts(report["protocol"]),
         data=_facts(report["data"]),
         environment=_facts(report["environment"]),
+    )
+
+
+def _further(report: Report, picture: str | None) -> str:
+    """The other measures: small pictures of all, if there are any, and a table of each."""
+    measures = further_measures(report)
+    if not measures:
+        return ""
+    tables = "\n".join(
+        f"<h3>{html.escape(m.name.capitalize())}</h3>\n"
+        f'<p class="note">{html.escape(m.formula)}.</p>\n{further_table(report, m)}'
+        for m in measures
+    )
+    figure = f"<figure>\n{picture}\n</figure>\n" if picture else ""
+    return f"<h2>Further measures</h2>\n{figure}{tables}"
+
+
+def _shown(report: Report) -> str:
+    """One text of each variant, where they have written some."""
+    if not any(v["shown"] for v in report["variants"].values()):
+        return ""
+    return (
+        '<h2>What they write</h2>\n<p class="note">After the first prompt: where it ends, what its '
+        f"author wrote, and the first text of each variant.</p>\n{shown_table(report)}"
+    )
+
+
+def _quality_points(report: Report) -> str:
+    short = terms_in(report).short
+    longest = f"the point of the longest {short}"
+    left = "the best point of each curve" if best_is_chosen(report) else longest
+    return html.escape(
+        f"Left: {left} against the multiplications and additions of all its training. Right: "
+        f"{longest} against what decoding keeps of a text so long."
     )
 
 
@@ -128,15 +166,8 @@ def _picture(picture: Picture) -> str:
 
 
 def _facts(facts: dict[str, Any]) -> str:
-    def text(value: Any) -> str:
-        if isinstance(value, dict):
-            return "\n".join(f"{key}: {text(item)}" for key, item in value.items())
-        if isinstance(value, list | tuple):
-            return ", ".join(map(text, value))
-        return str(value)
-
     rows = (
-        f"<dt>{html.escape(str(key))}</dt><dd>{html.escape(text(value))}</dd>"
+        f"<dt>{html.escape(str(key))}</dt><dd>{html.escape(in_words(value))}</dd>"
         for key, value in facts.items()
     )
     return f"<dl>{''.join(rows)}</dl>"

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from lcx.protocols.measures import Measure
 from lcx.report import series
-from lcx.report.curves import draw_differences, draw_gains, draw_measure
+from lcx.report.curves import draw_differences, draw_further, draw_gains, draw_measure
 from lcx.report.figures import draw_quality, draw_state, draw_training
 from lcx.report.look import LIGHT, Look, render
-from lcx.report.summary import Curves, Report, measure_in
+from lcx.report.summary import Curves, Report, further_measures, measure_in, terms_in
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,22 +44,30 @@ def pictures_of(report: Report, curves: Curves) -> dict[str, Picture]:
     stem, name = re.sub(r"\W+", "_", measure.name).strip("_"), measure.name.capitalize()
     first = report["differences"]["against"]
     gains, differences = series.gains(report), series.differences(report)
+    short = terms_in(report).short
     found = {
-        f"{stem}_vs_context": Picture(
-            f"{name} by context", partial(draw_measure, report), series.flat(series.levels(report))
+        f"{stem}_vs_{short}": Picture(
+            f"{name} by {short}", partial(draw_measure, report), _rows(report, measure)
         )
     }
     if gains:
-        found["gain_vs_context"] = Picture(
-            f"{name} of each variant against its own at the shortest context",
+        found[f"gain_vs_{short}"] = Picture(
+            f"{name} of each variant against its own at the shortest {short}",
             partial(draw_gains, report),
             series.flat(gains),
         )
     if differences:
-        found["difference_vs_context"] = Picture(
+        found[f"difference_vs_{short}"] = Picture(
             f"{name} of each variant against {first}",
             partial(draw_differences, report),
             series.flat(differences),
+        )
+    further = further_measures(report)
+    if further and report["reference"] is not None:
+        found[f"further_measures_vs_{short}"] = Picture(
+            f"Further measures by {short}",
+            partial(draw_further, report),
+            [{"measure": m.name, **row} for m in further for row in _rows(report, m)],
         )
     return found | {
         "quality_vs_cost": Picture(
@@ -75,3 +84,8 @@ def pictures_of(report: Report, curves: Curves) -> dict[str, Picture]:
             series.training(report, curves),
         ),
     }
+
+
+def _rows(report: Report, measure: Measure) -> list[series.Row]:
+    """Of the variants, and of what they are held against."""
+    return series.flat(series.levels(report, measure) | series.reference(report, measure))

@@ -1,6 +1,6 @@
 """What a report's page says of its numbers: only what these allow."""
 
-from lcx.report.summary import Report, context_lengths, context_unit, measure_in
+from lcx.report.summary import Report, context_lengths, context_unit, measure_in, terms_in
 from lcx.report.tables import interval
 from lcx.wording import isolated, listed, plural, short_number
 
@@ -10,9 +10,23 @@ a table of speeds says more of the machine than of its variants."""
 
 
 def finding(report: Report) -> str:
-    """The first sentence: who is best at the longest context, if that can be said of anyone."""
+    """The first sentence: who is best at the longest context, if that can be said of anyone; and
+    what variants are held against."""
+    return f"{_best_in_words(report)}{_reference_in_words(report)}"
+
+
+def _reference_in_words(report: Report) -> str:
+    if report["reference"] is None:
+        return ""
+    point, measure = report["reference"]["contexts"][-1], measure_in(report)
+    value, between = short_number(point[measure.key]), interval(point[measure.interval])
+    value += f" (95% interval {between})" if between else ""
+    return f" The {report['reference']['name']} has {value}: to go beyond that is no better."
+
+
+def _best_in_words(report: Report) -> str:
     at, measure = report["best"][-1], measure_in(report)
-    where = f"At {at['context']:,} {context_unit(report)} of context"
+    where = f"At {at['context']:,} {context_unit(report)} of {terms_in(report).of}"
     name, most = at["best"], "lowest" if measure.best is min else "highest"
     if name is None:
         return f"{where} no variant has a finite {measure.name}."
@@ -39,20 +53,21 @@ def finding(report: Report) -> str:
 
 
 def shape_in_words(report: Report) -> str:
-    """How much was scored: documents, spans, tokens, seeds."""
+    """How much was measured: documents, spans, tokens, seeds."""
     variants = report["variants"].values()
     points = [p for v in variants for p in v["contexts"]]
     tokens = _range([p["tokens"] for p in points], "token")
-    spans = _range([p["spans"] for p in points], "span")
-    documents = _range([p["documents"] for p in points], "document")
+    terms = terms_in(report)
+    spans = _range([p["spans"] for p in points], terms.part)
+    documents = _range([p["documents"] for p in points], terms.document)
     seeds = _range([v["seeds"] for v in variants], "seed")
-    return f"Scored at each context: {tokens} in {spans} of {documents}; {seeds} a variant."
+    return f"Measured at each {terms.short}: {tokens} in {spans} of {documents}; {seeds} a variant."
 
 
 def bands_in_words(report: Report) -> str:
     """What the intervals are over, and what they leave out."""
     several = [v["seeds"] > 1 for v in report["variants"].values() if v["trainings"]]
-    over = "Bands are 95% intervals over documents"
+    over = f"Bands are 95% intervals over {terms_in(report).document}s"
     if not several:
         return f"{over}; published weights are taken as they are."
     if all(several):
@@ -66,7 +81,7 @@ def bands_in_words(report: Report) -> str:
 def trained_in_words(report: Report) -> str:
     """Which points count as longer than trained."""
     said = (
-        "Full markers: no target was predicted from more tokens than the variant was trained on; "
+        "Full markers: no token was predicted from more of them than the variant was trained on; "
         "hollow ones: some were."
     )
     variants = report["variants"].values()
@@ -112,17 +127,18 @@ def comparisons_in_words(report: Report) -> str:
     known = [x["training_chance"] for x in compared]
     above = any(v["gains"] for v in report["variants"].values())
     marks = "Marks as above." if above else _marks(report)
-    first = isolated(report["differences"]["against"])
+    first, document = isolated(report["differences"]["against"]), terms_in(report).document
     said = (
-        f"{_compared(report)} that of {first}. Documents are paired, so "
+        f"{_compared(report)} that of {first}. {document.capitalize()}s are paired, so "
         "this can tell apart two curves whose own bands overlap; seeds are paired where one "
         "variant starts from the other, or both from the same third. "
     )
     if all(known):
         return said + marks
     once = (
-        "Variants that were trained apart, once each, have intervals over documents alone: what "
-        "another training would change is not included, and no difference between them is marked. "
+        "Variants that were trained apart, once each, have intervals over "
+        f"{document}s alone: what another training would change is not included, and no difference "
+        "between them is marked. "
     )
     return said + once + (marks if any(known) else "")
 
@@ -152,28 +168,34 @@ def speeds_in_words(report: Report) -> str:
 
 def weights_in_words(report: Report) -> str:
     """What a document weighs in a mean."""
-    measure = measure_in(report)
+    measure, document = measure_in(report), terms_in(report).document
     low, high = report["document_weights"]
-    each = f"all documents weigh the same, {plural(low, measure.per[:-1])} each"
+    each = f"all {document}s weigh the same"
+    if measure.per != "prompts":
+        each += f", {plural(low, measure.per[:-1])} each"
     if low < high:
-        each = f"a document weighs by what is scored of it, {low:,} to {high:,} {measure.per} here"
+        each = (
+            f"a {document} weighs by what is scored of it, {low:,} to {high:,} {measure.per} here"
+        )
     seeds = " Of several seeds, the mean is taken before the exponential." * (
         measure.compared == "ratio" and any(v["seeds"] > 1 for v in report["variants"].values())
     )
     return (
-        f"{measure.formula}; {each}.{seeds} Intervals are Student's t over documents and over "
+        f"{measure.formula}; {each}.{seeds} Intervals are Student's t over {document}s and over "
         "seeds: the two variances are added, each with its own quantile."
     )
 
 
 def _marks(report: Report) -> str:
     family = report["family"]
+    any_gains = any(v["gains"] for v in report["variants"].values())
+    gains = ", and each variant's contexts against its shortest" * any_gains
     return (
         "▼ and ▲ mark what is lower or higher than equal. Holm's method holds the chance that any "
         f"mark of this page is wrong at {family['level']:.0%}, over "
         f"{plural(family['comparisons'], 'comparison')}: all pairs of variants that can be "
-        "compared, at each context, and each variant's contexts against its shortest. The "
-        "intervals are 95% each, and not widened for their number."
+        f"compared, at each {terms_in(report).short}{gains}. The intervals are 95% each, and not "
+        "widened for their number."
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from lcx.protocols.measures import Measure
 from lcx.report.summary import Curves, Report, context_lengths, measure_in
 from lcx.wording import or_nan
 
@@ -16,13 +17,21 @@ Points = dict[str, list[Row]]
 """Rows by variant."""
 
 
-def levels(report: Report) -> Points:
-    """The curves of the report's measure."""
-    measure = measure_in(report)
+def levels(report: Report, measure: Measure) -> Points:
+    """The curves of a measure."""
     return {
         name: [_row(name, p, p[measure.key], p[measure.interval]) for p in variant["contexts"]]
         for name, variant in report["variants"].items()
     }
+
+
+def reference(report: Report, measure: Measure) -> Points:
+    """The curve that the variants' are held against, by its name, if there is one."""
+    if report["reference"] is None:
+        return {}
+    name, points = report["reference"]["name"], report["reference"]["contexts"]
+    rows = [_row(name, p, p[measure.key], p[measure.interval]) for p in points]
+    return {name: rows}
 
 
 def gains(report: Report) -> Points:
@@ -54,6 +63,8 @@ def quality(report: Report) -> list[Row]:
     for name, v in report["variants"].items():
         values = {p["context"]: or_nan(p[measure.key]) for p in v["contexts"]}
         finite = {c: x for c, x in values.items() if math.isfinite(x)}
+        if not best_is_chosen(report):
+            finite = {c: x for c, x in finite.items() if c == longest}
         best = measure.best(finite.values()) if finite else math.nan
         rows.append(
             {
@@ -70,6 +81,11 @@ def quality(report: Report) -> list[Row]:
             }
         )
     return rows
+
+
+def best_is_chosen(report: Report) -> bool:
+    """Whether a variant's best point says something: not where each point has its own targets."""
+    return report["about"]["same_targets"]
 
 
 def states(report: Report) -> list[Row]:

@@ -13,13 +13,14 @@ import numpy as np
 
 from lcx.evaluation.intervals import told_apart
 from lcx.evaluation.metrics import Evaluation, compare, jsonable, pooled_score
+from lcx.protocols import Terms
 from lcx.protocols.measures import Measure
 from lcx.report.comparable import (
     Variant,
     check_comparable,
     decoded_measures,
+    fitting_measures,
     grouped,
-    measure_of,
     measures_of,
 )
 from lcx.training.speed import speed_of
@@ -46,7 +47,7 @@ def summarise(
     """
     variants = grouped(results)
     check_comparable(variants)
-    measure = measure_of(variants)
+    measure, *further = fitting_measures(variants)
     pairs = [
         _compared(later, earlier, c, measure)
         for earlier, later in combinations(variants, 2)
@@ -63,12 +64,14 @@ def summarise(
     contexts = sorted({c for v in variants for c in v.contexts})
     by_name = {v.name: _of_variant(v, curves.get(v.name, []), gains[v.name]) for v in variants}
     return {
-        "protocol": first.results[0]["protocol"],
+        "protocol": _shared({v.name: v.results[0]["protocol"] for v in variants}),
         "data": _shared({v.name: v.results[0]["data"] for v in variants}),
         "about": first.results[0]["about"],
         "measure": measure.name,
+        "further": [other.name for other in further],
+        "reference": _reference(variants),
         "stands_for": {
-            key: jsonable(first.results[0][key]) for key in ("variant", "protocol", "data")
+            key: jsonable(first.results[0][key]) for key in ("variant", "protocol", "data", "about")
         },
         "variants": by_name,
         "failures": dict(failures),
@@ -100,18 +103,23 @@ def measures_in(report: Report) -> list[Measure]:
     return decoded_measures(report["about"])
 
 
-def measure_per_byte(report: Report) -> Measure | None:
-    """Its measure that does not depend on the tokenizer, if it has one."""
-    return next((m for m in measures_in(report) if m.per == "bytes"), None)
+def further_measures(report: Report) -> list[Measure]:
+    """The others that its variants can be compared by."""
+    return [m for m in measures_in(report) if m.name in report["further"]]
+
+
+def terms_in(report: Report) -> Terms:
+    """What its points are called."""
+    return Terms(**report["about"]["terms"])
 
 
 def context_unit(report: Report) -> str:
-    """What its context lengths count: tokens or bytes."""
+    """What its points' lengths count: tokens or bytes."""
     return report["about"]["unit"]
 
 
 def context_lengths(report: Report) -> list[int]:
-    """Every context length that some variant was scored at, ascending."""
+    """Every context length, or what else points stand at, of some variant, ascending."""
     return [at["context"] for at in report["best"]]
 
 
@@ -190,6 +198,21 @@ def _best(
 # What is said of one
 
 
+def _reference(variants: Sequence[Variant]) -> dict[str, Any] | None:
+    """What the variants are held against, if their protocol has such: its name and its points."""
+    first = variants[0].results[0]
+    points, name = first["reference"], first["about"]["terms"]["reference"]
+    if points is None:
+        return None
+    if name in {v.name for v in variants}:
+        name = f"{name} (of the author)"
+    measures = measures_of(variants)
+    return {
+        "name": name,
+        "contexts": [{**pooled_score([p], measures), "trained": True} for p in points],
+    }
+
+
 def _of_variant(
     variant: Variant, curves: Sequence[Sequence[dict[str, Any]]], gains: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -212,6 +235,8 @@ def _of_variant(
             {**p, "trained": p["reach"] <= (first["train_len"] or p["reach"])} for p in points
         ],
         "gains": gains,
+        "shown": first["shown"],
+        "own": {key: first["protocol"][key] for key in first["about"]["may_differ"]},
         "runs": [
             {
                 "seed": r["seed"],

@@ -10,11 +10,13 @@ from lcx.cost import uncounted_note
 from lcx.experiment import Train
 from lcx.protocols.measures import Measure
 from lcx.report.look import swatch
-from lcx.report.series import quality
-from lcx.report.summary import Report, bold_variants, context_lengths, measure_in
+from lcx.report.series import best_is_chosen, quality
+from lcx.report.summary import Report, bold_variants, context_lengths, measure_in, terms_in
 from lcx.wording import megaflops, or_nan, ratio, short_bytes, short_number, signed
 
 Write = Callable[[float | None], str]
+SHOWN = 400
+"""Characters of each end of a text that is shown for reading."""
 DEFAULT_LOSS = spec.describe(Train().loss)
 
 
@@ -25,12 +27,52 @@ def measure_table(report: Report) -> str:
     def cell(name: str, context: int, point: dict[str, Any]) -> str:
         return _level(measure, point, "best" * (name in bold[context]))
 
-    return _by_context(report, cell, _failed(report, len(context_lengths(report)) + 1))
+    return _by_context(report, measure, cell, _failed(report, len(context_lengths(report)) + 1))
 
 
-def byte_table(report: Report, measure: Measure) -> str:
-    """A measure per byte by variant and context, which other tokenizers' can be held against."""
-    return _by_context(report, lambda _name, _context, point: _level(measure, point, ""))
+def further_table(report: Report, measure: Measure) -> str:
+    """Another measure by variant and context."""
+    return _by_context(report, measure, lambda _name, _context, point: _level(measure, point, ""))
+
+
+def shown_table(report: Report) -> str:
+    """What each variant wrote after one prompt, and what its author did."""
+    shown = {name: v["shown"] for name, v in report["variants"].items() if v["shown"]}
+    first, *_ = shown.values()
+    rows = [[_row_name(None, "prompt"), _read(first["prompt"][-SHOWN:])]]
+    rows.append([_row_name(None, report["reference"]["name"]), _read(first["author"])])
+    rows += [
+        [_row_name(i, name), _read(shown[name]["written"])]
+        for i, name in enumerate(report["variants"])
+        if name in shown
+    ]
+    return _table(["", "text"], rows)
+
+
+def in_words(value: Any) -> str:
+    """A setting as it is written in an experiment file; others line by line."""
+    if isinstance(value, dict) and "type" in value:
+        given = {key: x for key, x in value.items() if key != "type" and x != []}
+        of = (
+            f"{key}=({in_words(x)},)" if isinstance(x, list) else f"{key}={in_words(x)}"
+            for key, x in given.items()
+        )
+        return f"{value['type']}({', '.join(of)})"
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {in_words(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(in_words, value))
+    return str(value)
+
+
+def _read(text: str) -> str:
+    """A text for reading: how it begins, and how it ends."""
+    if len(text) > 2 * SHOWN:
+        left_out = f"{len(text) - 2 * SHOWN:,} characters"
+        between = f"<small>… {left_out} …</small>"
+        ends = html.escape(text[:SHOWN]), html.escape(text[-SHOWN:])
+        return f'<td class="read">{ends[0]}{between}{ends[1]}</td>'
+    return f'<td class="read">{html.escape(text)}</td>'
 
 
 def gain_table(report: Report) -> str:
@@ -53,6 +95,7 @@ def variant_table(report: Report) -> str:
         trained = setup["steps"] > 0
         start = setup["init_from"]
         begun = "" if start is None else _small(f"from {start}")
+        begun += "".join(_small(f"{key}: {in_words(own)}") for key, own in v["own"].items())
         begun += "".join(_small(f"--set {change}") for change in setup["changes"])
         begun += "".join(_small(f"taken as it is: {line}") for line in v["changed"])
         mixers = "<br>".join(html.escape(m) for m in dict.fromkeys(setup["mixers"]))
@@ -84,18 +127,20 @@ def variant_table(report: Report) -> str:
 def cost_table(report: Report) -> str:
     """What training and evaluating took, and the best point for it."""
     measure = measure_in(report)
+    best = "best " * best_is_chosen(report)
     head = ["variant", "MFLOP / token", "training FLOPs", "training s", "tokens / s",
-            "evaluation s", f"best {html.escape(measure.name)}", "at context"]  # fmt: skip
+            "evaluation s", f"{best}{html.escape(measure.name)}",
+            f"at {terms_in(report).short}"]  # fmt: skip
     rows = []
-    best = {row["variant"]: row for row in quality(report)}
+    points = {row["variant"]: row for row in quality(report)}
     for i, (name, v) in enumerate(report["variants"].items()):
-        context, trained = best[name]["best_context"], v["train_tokens"] > 0
+        context, trained = points[name]["best_context"], v["train_tokens"] > 0
         cells = [
             megaflops(v["cost"]["training_flops"]),
             short_number(v["train_flops"]) if trained else "–",
             f"{v['train_seconds']:,.1f}" if trained else "–",
             _speed(v),
-            f"{v['eval_seconds']:,.1f}", short_number(best[name]["best"]),
+            f"{v['eval_seconds']:,.1f}", short_number(points[name]["best"]),
             "–" if context is None else f"{context:,}",
         ]  # fmt: skip
         rows.append([_row_name(i, name), *(f"<td>{c}</td>" for c in cells)])
@@ -143,6 +188,7 @@ def mark(comparison: dict[str, Any], measure: Measure) -> str:
 
 def _by_context(
     report: Report,
+    measure: Measure,
     cell: Callable[[str, int, dict[str, Any]], str],
     more: Sequence[list[str]] = (),
 ) -> str:
@@ -152,11 +198,15 @@ def _by_context(
         trained = "–" if v["train_len"] is None else f"{v['train_len']:,}"
         cells = [cell(name, c, points[c]) if c in points else "<td>–</td>" for c in contexts]
         rows.append([_row_name(i, name), f"<td>{trained}</td>", *cells])
+    if (of := report["reference"]) is not None:
+        points = {p["context"]: p for p in of["contexts"]}
+        cells = [_level(measure, points[c], "") for c in contexts]
+        rows.append([_row_name(None, of["name"]), "<td>–</td>", *cells])
     return _table(["variant", "trained to", *(f"{c:,}" for c in contexts)], [*rows, *more])
 
 
 def _level(measure: Measure, point: dict[str, Any], kind: str) -> str:
-    write = ratio if measure.per == "bytes" else short_number
+    write = ratio if measure.per == "bytes" or measure.bounds == (0, 1) else short_number
     kinds = " ".join(filter(None, [kind, "" if point["trained"] else "beyond"]))
     return (
         f'<td class="{kinds}" title="{point["tokens"]:,} tokens">{write(point[measure.key])}'
@@ -190,7 +240,7 @@ def _heads(heads: Sequence[int | None]) -> str:
     return ", ".join("–" if h is None else str(h) for h in dict.fromkeys(heads))
 
 
-def _row_name(i: int, name: str, more: str = "") -> str:
+def _row_name(i: int | None, name: str, more: str = "") -> str:
     return f'<th scope="row">{swatch(i)}<bdi>{html.escape(name)}</bdi>{more}</th>'
 
 
@@ -212,7 +262,7 @@ def _small(text: str) -> str:
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Cells are ready-made: `<th>...` or `<td>...`."""
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    kinds = {"mixers": "text", "optimizer": "text"}
+    kinds = {"mixers": "text", "optimizer": "text", "text": "text"}
     top = "".join(f'<th scope="col" class="{kinds.get(h, "")}">{h}</th>' for h in head)
     return (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{top}</tr></thead>'

@@ -26,6 +26,7 @@ from lcx.report.summary import (
     context_unit,
     measure_in,
     summarise,
+    terms_in,
 )
 from lcx.wording import (
     listed,
@@ -79,7 +80,7 @@ def write_report(
 def print_table(report: Report, console: Console) -> None:
     """The measure by variant and context, for a terminal of 80 columns."""
     contexts, bold, measure = context_lengths(report), bold_variants(report), measure_in(report)
-    rows = []
+    terms, rows = terms_in(report), []
     for name, variant in report["variants"].items():
         changed = "†" if variant["setup"]["changes"] else ""
         trained = variant["train_len"]
@@ -92,17 +93,21 @@ def print_table(report: Report, console: Console) -> None:
             text = short_number(point.get(measure.key)) + ("*" if beyond else " ")
             cells.append(Text(text, "bold green" if name in bold[c] else "dim" if beyond else ""))
         rows.append(cells)
+    if (of := report["reference"]) is not None:
+        points = {p["context"]: short_number(p[measure.key]) for p in of["contexts"]}
+        cells = [Text(f"{points.get(c, '')} ") for c in contexts]
+        rows.append([Text(of["name"], "italic"), Text("–", "dim"), *cells])
     left_out = _print_by_length(["variant", "train"], contexts, rows, 16, console)
     for name, reason in report["failures"].items():
         console.print(f"{name} failed: {reason}", style="red")
     setups = [variant["setup"] for variant in report["variants"].values()]
     changes = dict.fromkeys(change for s in setups for change in s["changes"])
     _print_note(
-        f"{measure.name.capitalize()} by context length in {context_unit(report)}; "
+        f"{measure.name.capitalize()} by {terms.axis} in {context_unit(report)}; "
         f"{'lower' if measure.best is min else 'higher'} is better. {ties_in_words(report)}\n"
-        "* some targets were predicted from more tokens than the variant was trained on."
+        "* some tokens were predicted from more of them than the variant was trained on."
         + (f"\n† changed by --set: {listed(list(changes))}." if changes else "")
-        + (f"\nThe page has {plural(left_out, 'more context')}." if left_out else ""),
+        + (f"\nThe page has {plural(left_out, f'more {terms.short}')}." if left_out else ""),
         console,
     )
 
