@@ -78,12 +78,12 @@ DEEP = stack(GLA(heads=2), repeats=WRITTEN_OUT + 1)
 LOCAL = SoftmaxAttention(heads=2, kv_heads=1, sparsity=Window(8))
 MAMBA = Mamba2(state=8, head_width=8)
 HYBRIDS = {
-    "griffin": stack(RGLRU(heads=2), RGLRU(heads=2), LOCAL, repeats=2),
-    "jamba": stack(*[MAMBA] * 3, SoftmaxAttention(heads=2), *[MAMBA] * 4, repeats=1),
+    "griffin": stack(RGLRU(heads=2), RGLRU(heads=2), LOCAL, repeats=1),
+    "jamba": stack(MAMBA, SoftmaxAttention(heads=2), MAMBA, repeats=1),
     "gpt-3": stack(SoftmaxAttention(heads=2), LOCAL, repeats=2),
-    "kimi": stack(*[GatedDeltaNet(heads=2)] * 3, SoftmaxAttention(heads=2), repeats=1),
+    "kimi": stack(GatedDeltaNet(heads=2), SoftmaxAttention(heads=2), repeats=1),
     # RWKV-7 hands its first layer's values on to the later ones, past a layer of another kind
-    "values handed on": stack(RWKV7(heads=2), DeltaNet(heads=2), RWKV7(heads=2), repeats=2),
+    "values handed on": stack(RWKV7(heads=2), DeltaNet(heads=2), RWKV7(heads=2), repeats=1),
 }
 
 
