@@ -206,6 +206,9 @@ from lcx.protocols import (
 from lcx.protocols import (
     Sliding as Sliding,
 )
+from lcx.protocols import (
+    TokenRepetition as TokenRepetition,
+)
 from lcx.sparsity import (
     Fixed as Fixed,
 )

@@ -22,7 +22,7 @@ from lcx.generate import Generator
 from lcx.parallel.mesh import Mesh
 from lcx.parallel.preemption import Preempted
 from lcx.positions import Learned
-from lcx.protocols import Repetition, SameTargets
+from lcx.protocols import Repetition, SameTargets, TokenRepetition
 from lcx.protocols.repetition import pseudo_values
 from lcx.repetition import RepetitionGuard
 from lcx.repetition import measures as of
@@ -296,3 +296,44 @@ def test_a_judge_and_a_guard(experiment, params, corpus):
     moved = replace(experiment, data=replace(experiment.data, tokenizer=BPE(300)))
     with pytest.raises(ValueError, match="other has other data"):
         check_links({"it": asked, "other": moved})
+
+
+def test_rep_is_counted_in_what_was_read_before_each_target(experiment, corpus):
+    protocol = TokenRepetition(contexts=(16, 64), span=40, documents=3, last=12)
+    letters = jnp.where((jnp.arange(257) >= 97) & (jnp.arange(257) <= 122), 20.0, 1.0)
+    params = jax.tree.map(  # predicts letters, which the texts are of
+        lambda a: a * letters[:, None] if a.shape[:1] == (257,) else a,
+        jax.jit(experiment.model.init)(jax.random.key(1)),
+    )
+    asked = replace(experiment, evaluation=protocol)
+    points = evaluate(asked, params, corpus, "it", Console(quiet=True))[0].contexts
+    forward = jax.jit(lambda tokens: experiment.model(params, Batch(tokens)).x[0].argmax(-1))
+    counts = {c: np.zeros(4) for c in protocol.contexts}
+    for text in corpus.targets(protocol).texts:
+        for excerpt in protocol.excerpts(text, 256):
+            (score,), tokens = excerpt.scores, excerpt.tokens.tolist()
+            likeliest = forward(np.pad(excerpt.tokens, (0, 128 - len(tokens)))[None]).tolist()
+            for t in range(score.first, score.last):
+                before, guess = tokens[max(1, t - 12) : t], likeliest[t - 1]
+                rep = guess in before
+                own = tokens[t] in before
+                counts[score.context] += [rep, rep and guess != tokens[t], own, 1]
+    for point in points:
+        *shares, tokens = counts[point["context"]]
+        assert point["tokens"] == tokens
+        found = [point[m.key] for m in protocol.measures]
+        assert found == pytest.approx([share / tokens for share in shares], rel=1e-12)
+        assert 0 < found[1] < found[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"last": 0}, "last must be at least 1"),
+        ({"last": 49}, "a context of 64 tokens holds at least 48 before each target"),
+        ({"unit": "bytes"}, "contexts count tokens, as `last` does"),
+    ],
+)
+def test_a_bad_look_back_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TokenRepetition(**fields)

@@ -38,7 +38,8 @@ class Reading:
     def run(self, jobs: list[Job], done: set[int]) -> Iterator[tuple[int, list[Scored]]]:
         """Does those that are not done; tokens since the last, and jobs that are finished."""
         for job, scores in self._scorer.score([job for job in jobs if job.number not in done]):
-            yield self.work(job), [_scored(job, scores, self._averaged, self._tokenizer)]
+            made = self._protocol.per_token(job.excerpt.tokens, scores)
+            yield self.work(job), [_scored(job, made, self._averaged, self._tokenizer)]
 
     def result(self, texts: Sequence[Text], jobs: list[Job], found: list[Scored]) -> Evaluated:
         """The protocol's points, once all jobs have been done."""
@@ -113,7 +114,8 @@ class Scorer:
                 with jax.set_mesh(self._streamer.mesh):
                     found = self._read(excerpts, rows, piece, capacity)
                 for row, job in enumerate(group):
-                    yield job, {name: array[row] for name, array in found.items()}
+                    own = slice(len(job.excerpt.tokens))
+                    yield job, {name: array[row, own] for name, array in found.items()}
 
     def _read(
         self, excerpts: list[Excerpt], rows: int, piece: int, capacity: int

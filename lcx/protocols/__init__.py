@@ -6,9 +6,10 @@ from lcx.protocols.recall import Recall
 from lcx.protocols.repetition import Repetition
 from lcx.protocols.same_targets import SameTargets
 from lcx.protocols.sliding import Sliding
+from lcx.protocols.token_repetition import TokenRepetition
 
 PROTOCOLS: dict[str, type] = {
-    c.__name__: c for c in (SameTargets, Sliding, ByPosition, Recall, Repetition)
+    c.__name__: c for c in (SameTargets, Sliding, ByPosition, Recall, Repetition, TokenRepetition)
 }
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "Sliding",
     "Terms",
     "Text",
+    "TokenRepetition",
 ]

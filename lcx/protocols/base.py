@@ -150,6 +150,15 @@ class EvaluationProtocol(Protocol):
         of = token_scores(logits, targets)
         return {"nll": of.nll, "hits": of.hit.astype(jnp.float32)}
 
+    def per_token(
+        self, tokens: Ids, scores: dict[str, Float[np.ndarray, " n"]]
+    ) -> dict[str, Float[np.ndarray, " n"]]:
+        """From an excerpt and its tokens' `scores` to what `measures` average over.
+
+        Only where a score of the excerpt asks for a token does `scores` mean something there.
+        """
+        return scores
+
     @property
     def same_targets(self) -> bool:
         """Whether the targets are the same at every context length, which can then be compared."""
@@ -219,7 +228,9 @@ def check_measures(protocol: EvaluationProtocol) -> None:
     if protocol.writes is not None:
         return
     logits = jax.ShapeDtypeStruct((1, 2), jnp.float32)
-    given = jax.eval_shape(protocol.scores, logits, jax.ShapeDtypeStruct((1,), jnp.int32))
+    scores = jax.eval_shape(protocol.scores, logits, jax.ShapeDtypeStruct((1,), jnp.int32))
+    two = np.zeros(2, np.float32)
+    given = protocol.per_token(np.zeros(2, np.int32), dict.fromkeys(scores, two))
     for measure in protocol.measures:
         if measure.sums not in given:
             raise ValueError(

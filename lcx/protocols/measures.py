@@ -42,7 +42,7 @@ class Measure:
     interval: str
     """What its 95% interval is called there."""
     sums: str
-    """What is averaged: an entry of the protocol's `scores`, or of what it has `counted`."""
+    """What is averaged: an entry of the protocol's `per_token`, or of what it has `counted`."""
     formula: str
     """In a sentence, for the page."""
     per: Literal["tokens", "bytes", "prompts", "all"] = "tokens"

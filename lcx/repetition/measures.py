@@ -89,18 +89,19 @@ def rep(predictions: Tokens, targets: Tokens, last: int) -> Ratio:
     last)` is the author's own, without which the number says little: print both. What was read
     before targets[0] is not looked at, as in the official code. Pooled over texts in the paper.
     """
-    again = _among_the_last(predictions, targets, last)
+    again = among_the_last(predictions, targets, last)
     return Ratio(int(again.sum()), len(again))
 
 
 def wrep(predictions: Tokens, targets: Tokens, last: int) -> Ratio:
     """wrep/l: the same, of predictions that are wrong, too (Welleck et al. 2019)."""
-    again = _among_the_last(predictions, targets, last)
+    again = among_the_last(predictions, targets, last)
     guess, true = ngrams([predictions, targets], 1)
     return Ratio(int((again & (guess != true)).sum()), len(again))
 
 
-def _among_the_last(predictions: Tokens, targets: Tokens, last: int) -> Bool[np.ndarray, "_"]:
+def among_the_last(predictions: Tokens, targets: Tokens, last: int) -> Bool[np.ndarray, "_"]:
+    """Which predictions are among the `last` targets before their place; what `rep` counts."""
     if len(predictions) != len(targets):
         raise ValueError(
             f"one prediction for each target: {len(predictions)} predictions, "
