@@ -187,6 +187,8 @@ def _blank(look, narrow):
 def test_the_page_says_what_its_points_are_and_shows_the_author(measured):
     other = replace(PROTOCOL, decoding=TopP(0.5))
     report = summarise([_result("softmax", measured), _result("<nucleus>", measured, other)], {})
+    twice = summarise([_result("it", measured, seed=i) for i in range(2)], {})["variants"]["it"]
+    assert twice["contexts"][-1]["uniq_seq"] == measured.contexts[-1]["uniq_seq"]
     assert report["best"][-1]["finite"] == ["softmax", "<nucleus>"]  # the author is not ranked
     human = measured.reference[-1]["seq_rep_4"]
     assert f"The human continuation has {human:.2f}" in finding(report)
@@ -317,13 +319,13 @@ def test_rep_is_counted_in_what_was_read_before_each_target(experiment, corpus):
                 before, guess = tokens[max(1, t - 12) : t], likeliest[t - 1]
                 rep = guess in before
                 own = tokens[t] in before
-                counts[score.context] += [rep, rep and guess != tokens[t], own, 1]
+                counts[score.context] += [rep and guess != tokens[t], rep, own, 1]
     for point in points:
         *shares, tokens = counts[point["context"]]
         assert point["tokens"] == tokens
         found = [point[m.key] for m in protocol.measures]
         assert found == pytest.approx([share / tokens for share in shares], rel=1e-12)
-        assert 0 < found[1] < found[0]
+        assert 0 < found[0] < found[1]
 
 
 @pytest.mark.parametrize(

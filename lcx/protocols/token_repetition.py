@@ -39,21 +39,31 @@ class TokenRepetition(SameTargets):
     @property
     def measures(self) -> tuple[Measure, ...]:
         last = self.last
-        among = f"is among the {last} tokens before it"
+        likeliest = "the share of targets in whose place the likeliest token is among the"
         return (
             _share(
-                f"rep/{last}", "rep", f"rep/{last}: the likeliest token in a target's place {among}"
+                f"wrep/{last}",
+                "wrep",
+                f"wrep/{last} is {likeliest} {last} tokens before it, and is wrong",
             ),
-            _share(f"wrep/{last}", "wrep", f"wrep/{last}: it {among}, and is not the target"),
-            _share(f"rep/{last} of the author", "rep_of_author", f"The target itself {among}"),
+            _share(
+                f"rep/{last}",
+                "rep",
+                f"rep/{last} is {likeliest} {last} tokens before it, right or wrong",
+            ),
+            _share(
+                f"rep/{last} of the author",
+                "rep_of_author",
+                f"The share of targets that are themselves among the {last} tokens before them",
+            ),
         )
 
     @property
     def words(self) -> str:
         return (
             f"{super().words} Of each target it is asked whether the likeliest token in its place "
-            f"is among the {self.last} tokens before it (rep/{self.last}), and how often the "
-            "author's own is."
+            f"is among the {self.last} tokens before it (rep/{self.last}) and is wrong besides "
+            f"(wrep/{self.last}), and how often the author's own token is."
         )
 
     def scores(
