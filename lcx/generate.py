@@ -1,6 +1,7 @@
 """Text out of a model: prompts read in pieces, then a token at a time from the state."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from lcx import spec
 from lcx.decoding import Decoding, Greedy, Seen
-from lcx.model import LM
+from lcx.model import LM, PerToken
 from lcx.parallel.mesh import ROWS, Mesh, place
 from lcx.streaming import Streamer
 from lcx.types import Batch, Params, State
@@ -77,10 +78,12 @@ class Generator:
 
         known = np.arange(model.vocabulary) < (tokens or model.vocabulary)
 
-        def first(params: Params, x: Float[Array, "B D"]) -> Float[Array, "B V"]:
-            return jnp.where(known, model.logits(params, x), -jnp.inf)
+        def first(
+            params: Params, x: Float[Array, "B D"], per_token: PerToken | None = None
+        ) -> Float[Array, "B V"]:
+            return jnp.where(known, model.logits(params, x, per_token), -jnp.inf)
 
-        def step(params: Params, going: _Going, keys: Key[Array, " B"]):
+        def step(params: Params, per_token: PerToken, going: _Going, keys: Key[Array, " B"]):
             logits, state, seen, done = going
             drawn = jax.vmap(jax.random.fold_in)(keys, seen.length - seen.prompt)
             token = decoding.choose(drawn, logits, seen)
@@ -89,17 +92,21 @@ class Generator:
             text = seen.tokens.at[jnp.arange(len(token)), at].set(token, mode="drop")
             seen = Seen(text, seen.length + ~over, seen.prompt)
             ones = jnp.ones((len(token), 1), jnp.int32)
-            out = model.hidden(params, Batch(token[:, None], segments=ones), state)
-            return _Going(first(params, out.x[:, 0]), out.state, seen, over)
+            out = model.hidden(
+                params, Batch(token[:, None], segments=ones), state, per_token=per_token
+            )
+            return _Going(first(params, out.x[:, 0], per_token), out.state, seen, over)
 
-        def steps(params: Params, going: _Going, keys: Key[Array, " B"]) -> _Going:
+        def steps(
+            params: Params, per_token: PerToken, going: _Going, keys: Key[Array, " B"]
+        ) -> _Going:
             def body(going: _Going, _: None):
-                return step(params, going, keys), None
+                return step(params, per_token, going, keys), None
 
             return jax.lax.scan(body, going, None, length=STEPS)[0]
 
         self._first: Callable = jax.jit(first, out_shardings=self._rows)
-        self._steps: Callable = jax.jit(steps, donate_argnums=1, out_shardings=self._rows)
+        self._steps: Callable = jax.jit(steps, donate_argnums=2, out_shardings=self._rows)
 
     def write(self, prompts: Sequence[Ids], new: int, seed: int = 0) -> list[Written]:
         """What follows each prompt, of at most `new` tokens. Row i has the seed `seed + i`.
@@ -139,7 +146,7 @@ class Generator:
             before = lengths
             limit = lengths + new
             while True:
-                going = self._steps(self._params, going, keys)
+                going = self._steps(self._params, self._per_token, going, keys)
                 tokens, after, done = map(
                     np.asarray, (going.seen.tokens, going.seen.length, going.done)
                 )
@@ -150,6 +157,10 @@ class Generator:
                 if (done | (after >= limit)).all():
                     return
                 before = after
+
+    @cached_property
+    def _per_token(self) -> PerToken:
+        return jax.jit(self._model.per_token)(self._params)
 
     def _check(self, prompts: Sequence[Ids], new: int) -> None:
         if not prompts:
