@@ -40,8 +40,14 @@ class Kernels:
 FASTEST_THERE_IS = Kernels()
 
 
-def chosen(operation: str, kernels: Kernels) -> str:
-    """The form of an operation that runs."""
+def chosen(operation: str, kernels: Kernels, tokens: int | None = None) -> str:
+    """The form of an operation that runs.
+
+    tokens: T of a recurrence. Of one token the equation as it stands is the least work: what chunks
+    and scans prepare would be for that token alone.
+    """
     if kernels.form is not None:
         return kernels.form
+    if tokens == 1:
+        return "reference"
     return FASTEST.get(operation, {}).get(jax.default_backend(), "xla")

@@ -55,6 +55,17 @@ class ModelState(NamedTuple):
     layers: list[BlockState]
 
 
+class PerToken(NamedTuple):
+    """Parameters as a loop over single tokens reads them; made once, before the loop.
+
+    In it a cut or a transpose would be made again for every token, at the price of the product.
+    """
+
+    layers: list[Params]
+    """Each layer's own."""
+    head: Float[Array, "D vocab"]
+
+
 @dataclass(frozen=True)
 class LM:
     """A causal language model: `repeats` times a `pattern` of blocks, between embedding and head.
@@ -172,11 +183,13 @@ class LM:
         batch: Batch,
         state: ModelState | None = None,
         shards: Shards | None = None,
+        per_token: PerToken | None = None,
     ) -> Output:
         """What the head reads, and the state after the last token (None without a state).
 
         With a state the tokens continue the text that made it. shards: the T tokens are one
-        device's piece of longer texts (`lcx.parallel.seqpar.sharded`).
+        device's piece of longer texts (`lcx.parallel.seqpar.sharded`). per_token: of the same
+        parameters.
         """
         tokens, positions, segments = batch.tokens, batch.positions, batch.segments
         rows, length = tokens.shape
@@ -201,7 +214,8 @@ class LM:
         if state is None:
             x, aux = self._train_layers(params.blocks, x, ctx)
             return Output(params.norm(x), None, aux)
-        x, layers, aux = self._stream_layers(params.blocks, x, ctx, state.layers)
+        own = self._layers(params) if per_token is None else per_token.layers
+        x, layers, aux = self._stream_layers(own, x, ctx, state.layers)
         segment = jnp.zeros_like(state.segment) if segments is None else segments[:, -1]
         after = ModelState(
             length=lengths[:, -1],
@@ -242,27 +256,47 @@ class LM:
         return x, Aux(reports, penalty)
 
     def _stream_layers(
-        self, params: nnx.List, x: Float[Array, "B T D"], ctx: Context, state: list[BlockState]
+        self,
+        params: list[Params],
+        x: Float[Array, "B T D"],
+        ctx: Context,
+        state: list[BlockState],
     ) -> tuple[Float[Array, "B T D"], list[BlockState], Aux]:
         """The layers one by one: a loop would copy every layer's state, a key cache whole."""
         after, auxes, handed = [], [], self._handed(x)
-        for layer, before in enumerate(state):
-            repeat, place = divmod(layer, len(self.pattern))
-            own = jax.tree.map(lambda a, r=repeat: a[r], params[place])
-            out, handed = self.pattern[place](own, x, ctx.drawing(layer), before, handed)
+        for layer, (own, before) in enumerate(zip(params, state, strict=True)):
+            block = self.pattern[layer % len(self.pattern)]
+            out, handed = block(own, x, ctx.drawing(layer), before, handed)
             x = out.x
             after.append(out.state)
             auxes.append(out.aux)
         return x, after, joined(*auxes)
+
+    def per_token(self, params: Params) -> PerToken:
+        """The same parameters for a loop over single tokens."""
+        return PerToken(self._layers(params), self._head(params).astype(self.policy.compute))
+
+    def _layers(self, params: Params) -> list[Params]:
+        """Each layer's own parameters, in the order in which they run."""
+        return [
+            jax.tree.map(lambda a, r=repeat: a[r], place)
+            for repeat in range(self.repeats)
+            for place in params.blocks
+        ]
+
+    def _head(self, params: Params) -> Float[Array, "D vocab"]:
+        return params.embed.embedding[...].T if self.tied else params.head.kernel[...]
 
     def _handed(self, x: Float[Array, "B T D"]) -> tuple[Handed, ...]:
         """What the first layers are handed: one of each kind that any layer hands on."""
         kinds = dict.fromkeys(kind for block in self.pattern for kind in block.handed)
         return tuple(kind.initial(x) for kind in kinds)
 
-    def logits(self, params: Params, x: Float[Array, "... D"]) -> Float[Array, "... vocab"]:
+    def logits(
+        self, params: Params, x: Float[Array, "... D"], per_token: PerToken | None = None
+    ) -> Float[Array, "... vocab"]:
         """The head, in fp32."""
-        head = params.embed.embedding[...].T if self.tied else params.head.kernel[...]
+        head = self._head(params) if per_token is None else per_token.head
         rows = x.reshape(-1, x.shape[-1])  # one product of matrices, as in `lcx.dense`
         out = jnp.matmul(rows, head.astype(x.dtype), preferred_element_type=jnp.float32)
         return out.reshape(*x.shape[:-1], out.shape[-1])

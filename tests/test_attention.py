@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lcx.kernels import Kernels
-from lcx.ops.attention import Bias, attention, merge
+from lcx.ops.attention import FEW, Bias, attention, merge
 from lcx.ops.blockwise import blockwise
 from lcx.ops.tiles import MASK_VALUE, Scoring, Tiling
 
@@ -195,6 +195,31 @@ def test_a_query_without_keys_gives_zero_and_takes_no_gradient(form):
 @pytest.mark.parametrize(("T", "S", "offset"), [(1, 600, 599), (520, 700, 100)])
 def test_the_tiling_chosen_by_itself(T, S, offset):
     check(inputs(B=1, T=T, S=S, H=2, G=1), offsets=[offset])
+
+
+@pytest.mark.parametrize("T", [1, FEW])
+@pytest.mark.parametrize(
+    ("heads", "options"),
+    [
+        ({}, {}),
+        ({"G": 1, "V": 12}, {"softcap": 1.5}),
+        ({"G": 4}, {"window": 280}),
+    ],
+)
+def test_few_queries_read_as_much_of_a_cache_as_is_filled(T, heads, options):
+    """At offsets around an eighth of the keys, and where there is no key yet, or no more."""
+    S = 320
+    arrays = inputs(T=T, S=S, **heads)
+    documents = np.repeat(np.array([[1, 2, 3, 4], [7, 8, 8, 0]], np.int32), S // 4, axis=1)
+    # the second row's queries are of a document that no key is of
+    segments = np.array([[1] * T, [5] * T], np.int32), documents
+    at = jnp.asarray(2**24 + np.arange(S, dtype=np.int32)[None].repeat(2, axis=0))
+    bias = Bias(SLOPES, (at[:, 37 : 37 + T], at))
+    own = np.array([[30] * T, [39 + T] * T], np.int32)
+    offsets = [-1, 40 - T, 41 - T, S - T, S + 400, own]
+    check(arrays, segments=segments, bias=bias, offsets=offsets, **options)
+    check(arrays, offsets=offsets, **options)
+    check(arrays, offset=38, **options)
 
 
 def test_scores_past_the_range_of_exp():

@@ -19,6 +19,11 @@ def test_the_fastest_form_depends_on_the_platform(monkeypatch):
     assert chosen("lru", Kernels()) == "xla"
 
 
+def test_a_single_token_needs_no_chunks():
+    assert chosen("delta_rule", Kernels(), 1) == "reference"
+    assert chosen("delta_rule", Kernels(), 2) == chosen("delta_rule", Kernels("xla"), 1) == "xla"
+
+
 def test_an_unknown_form_is_refused():
     with pytest.raises(ValueError, match="kernels 'pallas': there are 'reference' and 'xla'"):
         Kernels("pallas")

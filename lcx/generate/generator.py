@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from lcx.decoding.beams import NEVER
 from lcx.generate.guarded import Guarded, guarded
 from lcx.generate.stops import StopStrings
 from lcx.generate.written import NOTHING, Begun, Ids, Part, Written, joined
-from lcx.model import LM
+from lcx.model import LM, PerToken
 from lcx.parallel.mesh import ROWS, Mesh, place
 from lcx.repetition.loops import RepetitionGuard, Resample, Separate
 from lcx.streaming import Streamer
@@ -80,8 +81,14 @@ class Generator:
         search = decoding if isinstance(decoding, Search) else OneByOne(decoding)
         model, known = self._model, self._known
 
-        def read(params: Params, hidden: Float[Array, "B D"], state: State) -> Read:
-            return Read(hidden, jnp.where(known, model.logits(params, hidden), -jnp.inf), state)
+        def read(
+            params: Params,
+            hidden: Float[Array, "B D"],
+            state: State,
+            per_token: PerToken | None = None,
+        ) -> Read:
+            logits = model.logits(params, hidden, per_token)
+            return Read(hidden, jnp.where(known, logits, -jnp.inf), state)
 
         def begin(
             params: Params,
@@ -95,11 +102,13 @@ class Generator:
                 hidden = _to_the_front(hidden, seen)
             return search.begin(read(params, last, state), seen, hidden, ends)
 
-        def steps(params: Params, going: Any, keys: Key[Array, " P"], ends: Ends):
+        def steps(
+            params: Params, per_token: PerToken, going: Any, keys: Key[Array, " P"], ends: Ends
+        ):
             def reader(tokens: Int[Array, " B"], state: State) -> Read:
-                ones = jnp.ones((len(tokens), 1), jnp.int32)
-                out = model.hidden(params, Batch(tokens[:, None], segments=ones), state)
-                return read(params, out.x[:, 0], out.state)
+                batch = Batch(tokens[:, None], segments=jnp.ones((len(tokens), 1), jnp.int32))
+                out = model.hidden(params, batch, state, per_token=per_token)
+                return read(params, out.x[:, 0], out.state, per_token)
 
             def body(going: Any, _: None):
                 return search.step(going, keys, reader, ends), None
@@ -110,7 +119,7 @@ class Generator:
         rows = NamedSharding(self._streamer.mesh, PartitionSpec(ROWS))
         self._search, self._rows = search, rows
         self._begin: Callable = jax.jit(begin, out_shardings=rows)
-        self._steps: Callable = jax.jit(steps, donate_argnums=1, out_shardings=rows)
+        self._steps: Callable = jax.jit(steps, donate_argnums=2, out_shardings=rows)
 
     def write(
         self,
@@ -210,9 +219,13 @@ class Generator:
             going = self._begin(self._params, last, hidden, state, Seen(*seen), ends)
             over = np.zeros(len(texts), bool)
             while not over.all():
-                going, *shown = self._steps(self._params, going, of_rows, ends)
+                going, *shown = self._steps(self._params, self._per_token, going, of_rows, ends)
                 found, over = jax.device_get(shown)
                 yield found, over
+
+    @cached_property
+    def _per_token(self) -> PerToken:
+        return jax.jit(self._model.per_token)(self._params)
 
     def _text(self, found: Found, i: int, j: int, prompt: int) -> tuple[Written, bool]:
         """Text j of prompt i, and whether a stop string has ended it."""

@@ -1,4 +1,4 @@
-"""Softmax attention: one function in two forms, and the union of two sets of keys.
+"""Softmax attention: one function in three forms, and the union of two sets of keys.
 
     o_t = sum_s softmax_s(scale q_t . k_s) v_s      over the keys s that query t may see
 
@@ -8,7 +8,7 @@ term of the denominator needs.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,8 @@ def attention(
         bias: added to the scores, after scale and cap.
         decay: log-decays, of each feature's product by each token between query and key, counted
             by their indices: q_t . (exp(decay) ** (offset + t - s) * k_s) (xPos). At most 0.
-        kernels: the plain form takes T x S memory; the fast one goes tile by tile.
+        kernels: the plain form takes T x S memory; the fast one goes tile by tile, and makes the
+            scores of at most `FEW` queries at once.
 
     A query that sees no key gives 0 and lse = MASK_VALUE (-1e30, finite), and has gradient 0.
     Differentiable in reverse mode, once. Raises ValueError when shapes or options do not fit.
@@ -98,7 +99,11 @@ def attention(
                 f"{len(bias.slopes)} and {shapes[0]} and {shapes[1]}"
             )
 
-    form = _reference if chosen("attention", kernels) == "reference" else blockwise
+    # tiles leave out what lies before the window
+    few = T <= FEW and (window is None or 2 * window > S)
+    form = _few if few else blockwise
+    if chosen("attention", kernels) == "reference":
+        form = _reference
     slopes, positions = (None, None) if bias is None else bias
     scoring = Scoring(K**-0.5 if scale is None else scale, window, softcap, slopes)
     if decay is not None:
@@ -205,6 +210,44 @@ def _softmax(
     return weights, jnp.where(seen.any(-1), lse, MASK_VALUE)
 
 
+FEW = 4
+"""So many queries have all their scores made at once."""
+
+
+def _few(
+    q: Float[Array, "B T G R K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G V"],
+    offset: Offset,
+    scoring: Scoring,
+    segments: Segments | None,
+    positions: Positions | None,
+) -> tuple[Float[Array, "B T G R V"], Float[Array, "B T G R"]]:
+    """All scores of the keys that a query may see, and of some more.
+
+    Of a cache an eighth or a 64th is read while no more is filled. XLA copies that part, as it
+    does tiles, so more parts would gain nothing. Reading in a branch has a second use: elsewhere
+    XLA fuses a cache's update into each of its readers, and then copies the cache for each.
+    """
+    S = k.shape[1]
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # as a cache lies (`lcx.sparsity.past.ByHead`)
+
+    def first(n: int) -> Any:
+        def attend() -> tuple[Array, Array]:
+            cut = None if segments is None else (segments[0], segments[1][:, :n])
+            at = None if positions is None else (positions[0], positions[1][:, :n])
+            return _at_once(q, k[:, :, :n], v[:, :, :n], offset, scoring, cut, at)
+
+        return attend
+
+    if isinstance(offset, int):
+        return first(max(1, min(S, offset + q.shape[1])))()
+    sizes = [n for n in (S // 64, S // 8) if n >= 32]
+    last = jnp.max(offset) + (q.shape[1] - 1 if jnp.ndim(offset) == 0 else 0)
+    filled = sum((last >= n).astype(jnp.int32) for n in sizes)
+    return jax.lax.switch(filled, [first(n) for n in (*sizes, S)])
+
+
 def _reference(
     q: Float[Array, "B T G R K"],
     k: Float[Array, "B S G K"],
@@ -215,15 +258,35 @@ def _reference(
     positions: Positions | None,
 ) -> tuple[Float[Array, "B T G R V"], Float[Array, "B T G R"]]:
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-    query, key = jnp.asarray(offset), jnp.arange(k.shape[1])
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    return _at_once(q, k, v, offset, scoring, segments, positions)
+
+
+def _at_once(
+    q: Float[Array, "B T G R K"],
+    k: Float[Array, "B G S K"],
+    v: Float[Array, "B G S V"],
+    offset: Offset,
+    scoring: Scoring,
+    segments: Segments | None,
+    positions: Positions | None,
+) -> tuple[Float[Array, "B T G R V"], Float[Array, "B T G R"]]:
+    """All T x S scores, softmax and sum; in fp32."""
+    B, T, G, R, _ = q.shape
+    query, key = jnp.asarray(offset), jnp.arange(k.shape[2])
     if query.ndim == 0:
-        query = query + jnp.arange(q.shape[1])
+        query = query + jnp.arange(T)
     query = query[None] if query.ndim == 1 else query
     seen = scoring.visible(query[..., None], key[None, None])
     if segments is not None:
         seen &= segments[0][:, :, None] == segments[1][:, None, :]
-    scores = scoring.scores(jnp.einsum("btgrk,bsgk->btgrs", q, k))
+    # plain batches of matrix products: of a sum over more axes XLA makes copies, transposed
+    q = q.transpose(0, 2, 3, 1, 4).reshape(B, G, R * T, -1)
+    products = jnp.einsum("bgqk,bgsk->bgqs", q, k, preferred_element_type=jnp.float32)
+    scores = scoring.scores(products.reshape(B, G, R, T, -1))
     if positions is not None:
-        scores += _by_group(scoring.bias(*positions), scores.shape)
-    weights, lse = _softmax(scores, seen[:, :, None, None])
-    return jnp.einsum("btgrs,bsgv->btgrv", weights, v), lse
+        scores += scoring.bias(*positions).reshape(scores.shape)
+    weights, lse = _softmax(scores, seen[:, None, None])
+    weights = weights.astype(v.dtype).reshape(B, G, R * T, -1)
+    o = jnp.einsum("bgqs,bgsv->bgqv", weights, v, preferred_element_type=jnp.float32)
+    return o.reshape(B, G, R, T, -1).transpose(0, 3, 1, 2, 4), lse.transpose(0, 3, 1, 2)

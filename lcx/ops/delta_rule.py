@@ -51,7 +51,7 @@ def delta_rule(
     chunk = chunks.halving(chunk, q.shape[1])
     if g is None:
         g = jnp.zeros_like(beta)
-    if chosen("delta_rule", kernels) == "reference":
+    if chosen("delta_rule", kernels, q.shape[1]) == "reference":
         write = beta[..., None].astype(jnp.float32) * k.astype(jnp.float32)
         erase = -jnp.exp(g.astype(jnp.float32))[..., None] * k.astype(jnp.float32)
         decay = jnp.broadcast_to(g[..., None], k.shape)
@@ -82,7 +82,7 @@ def diagonal_delta_rule(
     power of two. `min_log_decay`: none lies below it; the weaker, the larger matrix products.
     """
     chunk = chunks.halving(chunk, q.shape[1])
-    if chosen("diagonal_delta_rule", kernels) == "reference":
+    if chosen("diagonal_delta_rule", kernels, q.shape[1]) == "reference":
         return _over_shards(_reference, (q, k, v, a, b, g), starts, state, shards)
     run = partial(chunks.in_slabs, partial(_diagonal_chunks, chunk, min_log_decay))
     return _over_shards(run, (q, k, v, a, b, g.astype(jnp.float32)), starts, state, shards)

@@ -52,7 +52,7 @@ def gated_linear_attention(
     tokens = (q, k, v, g.astype(jnp.float32), starts)
     if shards is not None:
         state = seqpar.entering(_summary(tokens), state, shards)
-    if chosen("gated_linear_attention", kernels) == "reference":
+    if chosen("gated_linear_attention", kernels, length) == "reference":
         o, after = _reference(tokens, u, state)
     else:
         o, after = chunks.in_slabs(partial(_chunked, u, chunk), tokens, state)

@@ -97,7 +97,7 @@ def wkv4(
     if shards is not None:
         before = _Piece(jnp.zeros_like(state.exponent), state)
         state = seqpar.carry(_one_after, before, _summary(w, tokens), shards).added
-    if chosen("wkv4", kernels) == "reference":
+    if chosen("wkv4", kernels, length) == "reference":
         out, after = _reference(w, u, tokens, state)
     else:
         run = partial(_scaled, kernels, w, u)

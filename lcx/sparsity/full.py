@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from lcx.ops.attention import attention
 from lcx.ops.sharded_attention import sharded_attention
 from lcx.positions import PositionScheme
-from lcx.sparsity.past import Entries, GrowingCache, append, bias_of, empty, segments_of
+from lcx.sparsity.past import Entries, GrowingCache, append, bias_of, by_head, empty, segments_of
 from lcx.sparsity.protocol import Attended, Request
 from lcx.types import State
 
@@ -26,7 +26,7 @@ class Full:
     def init_state(
         self, batch: int, capacity: int, groups: int, width: int, dtype: DTypeLike
     ) -> State:
-        entries = empty(batch, capacity, groups, width, dtype)
+        entries = by_head(empty(batch, capacity, groups, width, dtype))
         return GrowingCache(entries, jnp.zeros(batch, jnp.int32))
 
     def __call__(self, asked: Request) -> Attended:
@@ -46,9 +46,12 @@ class Full:
             )
             return Attended(o, lse, None)
         seen, offset, after = append(state, new, ctx.shards)
+        k, v = seen.k, seen.v
+        if state is not None:
+            k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         one = state is None and ctx.segments is None
         o, lse = attention(
-            *(q, seen.k, seen.v),
+            *(q, k, v),
             offset=offset,
             softcap=softcap,
             segments=None if one else (new.segments, seen.segments),
