@@ -96,6 +96,12 @@ class Pretrained:
         """The longest text that the config says the model reads, in tokens; None: it says none."""
         return self._config.get("max_position_embeddings")
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids that the config says end a text."""
+        said = self._config.get("eos_token_id")
+        return () if said is None else tuple(said) if isinstance(said, list) else (said,)
+
     def fingerprint(self) -> str:
         """A digest of `config.json` and of all that is read of the weights.
 

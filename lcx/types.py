@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -21,6 +22,9 @@ from lcx.parallel.seqpar import Shards
 
 Params = nnx.Dict
 """A tree of parameters: plain pytree, made by a spec's `init` and taken by its `__call__`."""
+
+Ids = Int[np.ndarray, "_"]
+"""Token ids of one text."""
 
 State = Any
 """What is remembered between two pieces of a text: a NamedTuple, each sublayer's of its own type,

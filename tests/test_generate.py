@@ -13,7 +13,7 @@ from lcx.decoding import Greedy, Temperature
 from lcx.generate import STEPS, Generator
 from lcx.generate.guarded import Guarded, guarded
 from lcx.generate.stops import StopStrings
-from lcx.generate.written import Part, Written
+from lcx.generate.written import Begun, Part, Written
 from lcx.mixers import RWKV7, SoftmaxAttention
 from lcx.model import LM
 from lcx.parallel.mesh import Mesh
@@ -168,13 +168,38 @@ def test_a_guard_resamples_from_where_it_loops(params, greedy, ended):
     np.testing.assert_array_equal(alone.tokens, together[1].tokens)
 
 
+def test_a_guard_that_sees_nothing_changes_nothing(params):
+    generator = Generator(MODEL, params, Temperature(1.0))
+    watched = generator.write(PROMPTS, NEW, guard=RepetitionGuard(n=9, window=400))
+    for text, whole in zip(watched, generator.write(PROMPTS, NEW), strict=True):
+        np.testing.assert_array_equal(text.tokens, whole.tokens)
+
+
+def test_a_stop_string_that_began_before_a_text_goes_on_is_cut_whole(params):
+    """By tokens that a guard has kept: `Part.kept` says how many of them stay."""
+    generator = Generator(MODEL, params, Temperature(9.0), tokenizer=Letters())
+    text = Begun(np.array([2, 0, 2], np.int32), 1, 8, 11, jax.random.key(0))
+    ((plain,),) = generator.continued([text])
+    first = Letters().decode(plain.added.tokens)[:1].decode()
+    stopping = Generator(
+        MODEL, params, Temperature(9.0), stop_strings=["ac" + first], tokenizer=Letters()
+    )
+    ((cut,),) = stopping.continued([text])
+    assert (cut.kept, cut.added.tokens.tolist(), cut.added.stopped) == (0, [], True)
+    assert plain.kept == 2
+    act = replace(LOOPS, act=Separate("ab\n"))
+    clash = Generator(MODEL, params, stop_strings=["b"], tokenizer=Letters())
+    with pytest.raises(ValueError, match="holds a stop string"):
+        clash.write(PROMPTS, NEW, guard=act)
+
+
 def test_a_guard_separates_what_loops(params):
     """By a model that counts to three for ever, from wherever it begins."""
 
     def counting(begun):
         (text,) = begun
         written = np.arange(text.new, dtype=np.int32) % 3
-        yield [Part(Written(written, stopped=False), over=True)]
+        yield [Part(len(text.tokens) - text.prompt, Written(written, stopped=False), over=True)]
 
     guard = replace(LOOPS, act=Separate("ab"), most=2)
     text = Guarded(np.array([7], np.int32), 30, guard, 0, [8, 9])
@@ -205,6 +230,7 @@ LEARNED = LM(
         (MODEL, [], 4, "there is no prompt"),
         (MODEL, [PROMPTS[0], PROMPTS[0][:0]], 4, "prompt 1 is empty"),
         (MODEL, [PROMPTS[0]], 0, "at least one new token is needed, not 0"),
+        (MODEL, [PROMPTS[0], PROMPTS[0] + 50], 4, "prompt 1: token .. is not among the 50 ids"),
         (LEARNED, [PROMPTS[3]], 8, "33 tokens and 8 new ones are 41; the model has learned"),
     ],
 )
@@ -212,6 +238,11 @@ def test_what_cannot_be_written_is_refused(model, prompts, new, message):
     abstract = jax.eval_shape(model.init, jax.random.key(0))
     with pytest.raises(ValueError, match=message):
         Generator(model, abstract).write(prompts, new)
+
+
+def test_stop_tokens_that_there_are_not_are_refused(params):
+    with pytest.raises(ValueError, match="stop: token 50 is not among the 50 ids"):
+        Generator(MODEL, params, stop=[3, 50])
 
 
 def test_a_cut_along_the_sequence_is_refused(params):
@@ -258,6 +289,10 @@ def test_the_command_writes_text_and_ids(run, capsys):
         (["--prompt", "a", "--guard", "Temperature(1.0)"], "write RepetitionGuard(), say"),
         (["--prompt", "a", "--decoding", "BeamSearch(2, temperature=1)"], "unknown field"),
         (["--prompt", "a", "--decoding", "BeamSearch(2)", "--samples", "3"], "keeps 2"),
+        (
+            "--prompt a --decoding BeamSearch(2) --samples 2 --guard RepetitionGuard()".split(),
+            "a BeamSearch without a guard",
+        ),
     ],
 )
 def test_the_command_refuses_by_a_line(run, arguments, message, capsys):

@@ -24,7 +24,7 @@ from lcx.parallel.preemption import Preempted
 from lcx.positions import Learned
 from lcx.protocols import Repetition, SameTargets, TokenRepetition
 from lcx.protocols.repetition import pseudo_values
-from lcx.repetition import RepetitionGuard
+from lcx.repetition import RepetitionGuard, Resample
 from lcx.repetition import measures as of
 from lcx.repetition.ratios import by_length
 from lcx.repetition.samples import by_prompt, self_bleu, similarities
@@ -273,7 +273,7 @@ def test_a_sequence_that_is_cut_is_not_written(experiment, corpus):
 def test_a_judge_and_a_guard(experiment, params, corpus):
     """The judge is another model: its nats of each token, after prompt and text before it."""
     judge = jax.jit(experiment.model.init)(jax.random.key(5))
-    guard = RepetitionGuard(n=2, window=8, share=0.3)
+    guard = RepetitionGuard(n=2, window=8, share=0.3, act=Resample(Temperature(2.0), 4))
     protocol = replace(PROTOCOL, judge="other", guard=guard, samples=1, decoding=Greedy())
     asked = replace(experiment, evaluation=protocol)
     found, _ = evaluate(asked, params, corpus, "it", judge=(experiment.model, judge))

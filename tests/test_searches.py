@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from lcx.block import Block
+from lcx.data.byte_level import ByteTokenizer
 from lcx.decoding import BeamSearch, ContrastiveSearch, Greedy, NoRepeatNGram, RepetitionPenalty
 from lcx.generate import Generator
+from lcx.generate.written import Begun
 from lcx.mixers import RWKV7, SoftmaxAttention
 from lcx.model import LM
 from lcx.parallel.mesh import Mesh
@@ -83,6 +85,15 @@ def test_a_mesh_of_rows_finds_the_same(params, search):
         np.testing.assert_array_equal(text.tokens, other.tokens)
 
 
+def test_beams_that_go_on_with_a_text_are_scored_by_what_they_write(params):
+    """As they are in a guard's `Resample`: what was written before counts for penalties alone."""
+    generator, key = Generator(MODEL, params, BeamSearch(3)), jax.random.key(0)
+    (whole,) = generator.best([PROMPTS[0]], 6, 1)[0]
+    (parts,) = generator.continued([Begun(PROMPTS[0], 2, 6, len(PROMPTS[0]) + 6, key)])
+    np.testing.assert_array_equal(parts[0].added.tokens, whole.tokens)
+    assert parts[0].added.score == whole.score
+
+
 def test_a_better_search_finds_likelier_texts(params):
     """So it is for most prompts, if not for each."""
     prompts = [RNG.integers(0, 23, 4).astype(np.int32) for _ in range(8)]
@@ -98,17 +109,20 @@ def test_beams_come_whole_and_only_as_many_as_there_are(params):
     generator = Generator(MODEL, params, BeamSearch(2))
     lengths = [len(part[0].tokens) for part in generator.stream(PROMPTS, 40)]
     assert lengths == [0, 0, 40]
-    with pytest.raises(ValueError, match=r"3 results of a prompt: BeamSearch.* keeps 2"):
+    with pytest.raises(ValueError, match=r"the 3 best of a prompt: BeamSearch.* keeps 2"):
         generator.best(PROMPTS, 4, 3)
     with pytest.raises(ValueError, match="keeps 1"):
-        generator.by(Greedy()).best(PROMPTS, 4, 2)
+        generator.by(Greedy()).best(PROMPTS, 4, 1)
+    with pytest.raises(ValueError, match="compares whole texts"):
+        Generator(MODEL, params, BeamSearch(2), stop_strings=["a"], tokenizer=ByteTokenizer())
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: BeamSearch(0), "beams must be at least 1, not 0"),
-        (lambda: BeamSearch(2, float("inf")), "length_penalty must be finite"),
+        (lambda: BeamSearch(2, float("inf")), "length_penalty must be 0 or positive"),
+        (lambda: BeamSearch(2, -1.0), "length_penalty must be 0 or positive"),
         (lambda: ContrastiveSearch(0), "k must be at least 1, not 0"),
         (lambda: ContrastiveSearch(4, 1.1), r"alpha must be in \[0, 1\], not 1\.1"),
     ],

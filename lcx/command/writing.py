@@ -11,16 +11,16 @@ import numpy as np
 from lcx import cache, spec
 from lcx.data import Tokenizer, TokenizerFile
 from lcx.data.documents import Documents
-from lcx.decoding import BeamSearch, Decoding, Search
+from lcx.decoding import BeamSearch, Decoding, Sampling, Search
 from lcx.experiment import TABLES
-from lcx.generate import Generator, Ids, Written
+from lcx.generate import Generator, Written
 from lcx.model import LM
 from lcx.opened import open_run
 from lcx.parallel.xla import keep_compiled
 from lcx.pretrained import Pretrained
 from lcx.progress import plain_console
-from lcx.repetition.loops import RepetitionGuard
-from lcx.types import Params
+from lcx.repetition import RepetitionGuard, Resample
+from lcx.types import Ids, Params
 
 
 class Asked(NamedTuple):
@@ -45,6 +45,8 @@ class Writer(NamedTuple):
     tokenizer: Tokenizer
     trained: int
     """Tokens of the texts that it was trained on; 0 where nobody says."""
+    ends: tuple[int, ...]
+    """Ids that end a text."""
 
 
 def generate(asked: Asked) -> None:
@@ -66,12 +68,15 @@ def generate(asked: Asked) -> None:
         [writer.tokenizer.bos, *writer.tokenizer.encode(asked.prompt.encode())], np.int32
     )
     say = plain_console(stderr=True)
-    if getattr(decoding, "temperature", None) == 0:
+    if isinstance(decoding, Sampling) and decoding.temperature == 0:
         say.print("temperature 0 is greedy: nothing is drawn", style="dim")
-    if asked.samples > 1 and _draws_nothing(decoding):
+    beams = isinstance(decoding, BeamSearch) and guard is None
+    act = None if guard is None else guard.act
+    draws = decoding.draws or (isinstance(act, Resample) and act.decoding.draws)
+    if asked.samples > 1 and not (draws or beams):
         raise ValueError(
             f"--samples {asked.samples}: {asked.decoding} draws nothing, and writes the same text "
-            "each time; a BeamSearch has as many texts as beams, the others have one"
+            "each time; a BeamSearch without a guard has as many texts as beams"
         )
     if 0 < writer.trained < len(ids) + asked.new:
         say.print(
@@ -83,15 +88,15 @@ def generate(asked: Asked) -> None:
         writer.model,
         writer.params,
         decoding,
+        stop=writer.ends,
         stop_strings=asked.stop,
         tokenizer=writer.tokenizer,
     )
-    beams = isinstance(decoding, BeamSearch)
     if not (asked.as_json or beams or guard):
         _print_texts(asked, writer, ids, generator)
         return
     with say.status("writing"):
-        if beams and not guard:
+        if beams:
             (written,) = generator.best([ids], asked.new, asked.samples)
         else:
             written = generator.write([ids] * asked.samples, asked.new, asked.seed, guard)
@@ -109,20 +114,18 @@ def _parsed(flag: str, text: str, kind: Any, example: str) -> Any:
     return made
 
 
-def _draws_nothing(decoding: Decoding | Search) -> bool:
-    return not isinstance(decoding, BeamSearch) and getattr(decoding, "temperature", 0) == 0
-
-
 def open_writer(folder: Path) -> Writer:
     """A run's folder, or a published model's with its tokenizer.json."""
     if not (folder / "config.json").exists():
         run = open_run(folder)
         trained = run.experiment.train.length
-        return Writer(run.model, run.params, run.tokenizer, trained)
+        return Writer(run.model, run.params, run.tokenizer, trained, (run.tokenizer.bos,))
     weights = Pretrained(str(folder))
     model = weights.model()
     tokenizer = TokenizerFile(str(folder / "tokenizer.json")).load(Documents([], lambda i: b""))
-    return Writer(model, weights.load(model), tokenizer, weights.trained_length or 0)
+    # BOS begins another text, whatever it is called
+    ends = tuple({*weights.ends, tokenizer.bos})
+    return Writer(model, weights.load(model), tokenizer, weights.trained_length or 0, ends)
 
 
 def _print_json(asked: Asked, writer: Writer, ids: Ids, written: list[Written]) -> None:

@@ -18,14 +18,13 @@ from lcx.cache import Digest
 from lcx.data.task import Targets
 from lcx.protocols import EvaluationProtocol, Text
 from lcx.protocols.recall import asked_again
+from lcx.types import Ids
 
 if TYPE_CHECKING:
     import grain
 
 UNSCORED = -1
 """A target that the loss leaves out."""
-
-Ids = Int[np.ndarray, "_"]
 
 
 @dataclass(frozen=True)

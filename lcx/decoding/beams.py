@@ -13,7 +13,7 @@ from lcx.decoding.protocol import Ends, Found, Penalty, Read, Reader, Seen
 from lcx.types import take_rows
 
 NEVER = -1e9
-"""A score that no text has; finite, so that differences of two are no NaN."""
+"""A log-probability that no text has."""
 
 
 class Going(NamedTuple):
@@ -26,8 +26,10 @@ class Going(NamedTuple):
     log_p: Float32[Array, "P k"]
     """Of what was written, in nats."""
     ended: Found
-    """NEVER as the score of places that are free."""
+    """-inf as the score of places that are free."""
     over: Bool[Array, " P"]
+    begun: Int[Array, " P"]
+    """How long the texts were when the search began."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,19 @@ class BeamSearch:
     def __post_init__(self):
         if self.beams < 1:
             raise ValueError(f"BeamSearch: beams must be at least 1, not {self.beams}")
-        if not math.isfinite(self.length_penalty):
+        if not 0 <= self.length_penalty < math.inf:
             raise ValueError(
-                f"BeamSearch: length_penalty must be finite, not {self.length_penalty}"
+                "BeamSearch: length_penalty must be 0 or positive, and finite, not "
+                f"{self.length_penalty}"
             )
 
     @property
     def rows(self) -> int:
         return self.beams
+
+    @property
+    def draws(self) -> bool:
+        return False
 
     @property
     def looks_back(self) -> bool:
@@ -78,13 +85,14 @@ class BeamSearch:
             jnp.zeros((P, k, S), seen.tokens.dtype),
             jnp.zeros((P, k), seen.length.dtype),
             jnp.zeros((P, k), bool),
-            jnp.full((P, k), NEVER),
+            jnp.full((P, k), -jnp.inf),
         )
         over = jnp.zeros(P, bool)
-        return Going(Read(*take_rows(read, each)), take_rows(seen, each), log_p, ended, over)
+        rows = Read(*take_rows(read, each)), take_rows(seen, each)
+        return Going(*rows, log_p, ended, over, seen.length)
 
     def step(self, going: Going, keys: Key[Array, " P"], reader: Reader, ends: Ends) -> Going:
-        read, seen, log_p, ended, over = going
+        read, seen, log_p, ended, over, begun = going
         (P, k), vocab = log_p.shape, read.logits.shape[1]
         each = penalised(self.penalties, jax.nn.log_softmax(read.logits), seen)
         whole = jnp.maximum(log_p[..., None] + each.reshape(P, k, vocab), 2 * NEVER)
@@ -101,12 +109,12 @@ class BeamSearch:
         text = jnp.where(
             jnp.arange(before.shape[-1]) == (length - 1)[..., None], token[..., None], before
         )
-        written = (length - seen.prompt[::k, None]).astype(jnp.float32)
+        written = (length - begun[:, None]).astype(jnp.float32)
         scores = whole / written**self.length_penalty
         # a text that the limit ends is one token longer than one that a stop token ends
         new = Found(text, jnp.where(stop, length - 1, length), stop, scores)
         among = stops & (jnp.arange(count) < k) & (whole > NEVER)
-        better = _best(ended, new._replace(score=jnp.where(among, scores, NEVER)), k)
+        better = _best(ended, new._replace(score=jnp.where(among, scores, -jnp.inf)), k)
         ended = jax.tree.map(
             lambda a, b: jnp.where(over.reshape(-1, *[1] * (a.ndim - 1)), a, b), ended, better
         )
@@ -117,10 +125,9 @@ class BeamSearch:
         read = reader(token, take_rows(read.state, rows))
         seen = Seen(text, jnp.repeat(length[:, 0], k), seen.prompt)
         hope = log_p[:, 0] / written[:, 0] ** self.length_penalty
-        full = jnp.min(ended.score, axis=1) > NEVER
-        worse = full & (hope <= jnp.min(ended.score, axis=1))
+        worse = hope <= jnp.min(ended.score, axis=1)  # -inf where a place is free
         over = over | worse | (length[:, 0] >= ends.limit)
-        return Going(read, seen, log_p, ended, over)
+        return Going(read, seen, log_p, ended, over, begun)
 
     def over(self, going: Going) -> Bool[Array, " P"]:
         return going.over

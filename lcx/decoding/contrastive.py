@@ -30,7 +30,7 @@ class ContrastiveSearch:
     It has the most (1 - alpha) p(v) - alpha max_j cos(h_v, h_j) of these tokens v.
     h_j: what the head reads of each token of the text, prompt included; h_v: of the candidate.
     Su et al. 2022 (SimCTG, arXiv:2202.06417), equation 5. Each token takes k rows of the model, and
-    k copies of its state. k = 1 and alpha = 0 are greedy.
+    k copies of its state. k = 1 is greedy, and so is alpha = 0.
     """
 
     k: int = 4
@@ -46,6 +46,10 @@ class ContrastiveSearch:
     @property
     def rows(self) -> int:
         return self.k
+
+    @property
+    def draws(self) -> bool:
+        return False
 
     @property
     def looks_back(self) -> bool:

@@ -30,6 +30,10 @@ class OneByOne:
         return 1
 
     @property
+    def draws(self) -> bool:
+        return self.decoding.draws
+
+    @property
     def looks_back(self) -> bool:
         return False
 

@@ -41,6 +41,11 @@ class Decoding(Protocol):
         """Applied first, in this order."""
         ...
 
+    @property
+    def draws(self) -> bool:
+        """Whether anything is left to chance: if not, each text of a prompt is the same."""
+        ...
+
     def filtered(self, logits: Logits, seen: Seen) -> Logits:
         """What is drawn from, up to a constant for each row; -inf where not allowed."""
         ...
@@ -99,6 +104,11 @@ class Search(Protocol):
     @property
     def rows(self) -> int:
         """Rows of the model's state that one prompt takes."""
+        ...
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is left to chance: if not, each text of a prompt is the same."""
         ...
 
     @property

@@ -19,6 +19,10 @@ class Greedy:
 
     penalties: tuple[Penalty, ...] = ()
 
+    @property
+    def draws(self) -> bool:
+        return False
+
     def filtered(self, logits: Logits, seen: Seen) -> Logits:
         return _likeliest(penalised(self.penalties, logits, seen))
 
@@ -47,6 +51,10 @@ class Sampling(ABC):
     @abstractmethod
     def penalties(self) -> tuple[Penalty, ...]:
         """Applied first, in this order."""
+
+    @property
+    def draws(self) -> bool:
+        return self.temperature > 0
 
     @abstractmethod
     def keep(self, logits: Float32[Array, "B vocab"]) -> Bool[Array, "B vocab"]:

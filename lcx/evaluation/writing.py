@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from lcx.data import Tokenizer
 from lcx.data.task import Vocabulary
@@ -16,10 +16,8 @@ from lcx.generate import Generator
 from lcx.model import LM
 from lcx.protocols import Excerpt, Score, Text
 from lcx.protocols.base import Samples
-from lcx.streaming import Streamer
-from lcx.types import Params
+from lcx.types import Ids, Params
 
-Ids = Int[np.ndarray, "_"]
 Nats = Float[np.ndarray, "_"]
 
 
@@ -51,7 +49,6 @@ class Writing:
             )
         self._protocol, self._tokenizer, self._writes = protocol, tokenizer, writes
         self._generator = Generator(model, params, writes.decoding, tokenizer=tokenizer, cut=mesh)
-        self._streamer = Streamer(model, params, mesh)
         self._judge = None if judge is None else Scorer(protocol, *judge, mesh)
 
     def work(self, job: Job) -> int:
@@ -63,10 +60,10 @@ class Writing:
 
         Groups are the same whatever is done, and so is their text, to the last bit.
         """
-        samples, longest = self._writes.samples, max(len(job.excerpt.tokens) for job in jobs)
+        samples = self._writes.samples
         new = len(author(jobs[0]))
-        piece = self._streamer.piece(max(len(prompt(job)) for job in jobs))
-        most = max(1, self._streamer.rows(piece, longest) // samples)
+        longest = max(len(prompt(job)) for job in jobs)
+        most = max(1, self._generator.side_by_side(longest, new) // samples)
         together = -(-len(jobs) // -(-len(jobs) // most))
         for at in range(0, len(jobs), together):
             group = jobs[at : at + together]

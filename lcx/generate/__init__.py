@@ -1,6 +1,6 @@
 """Text out of a model: many prompts side by side, stop strings, and a guard against loops."""
 
 from lcx.generate.generator import STEPS, Generator
-from lcx.generate.written import Ids, Written
+from lcx.generate.written import Written
 
-__all__ = ["STEPS", "Generator", "Ids", "Written"]
+__all__ = ["STEPS", "Generator", "Written"]

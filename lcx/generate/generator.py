@@ -14,15 +14,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from lcx import spec
 from lcx.data import Tokenizer
 from lcx.decoding import Decoding, Ends, Found, Greedy, OneByOne, Read, Search, Seen
-from lcx.decoding.beams import NEVER
 from lcx.generate.guarded import Guarded, guarded
 from lcx.generate.stops import StopStrings
-from lcx.generate.written import NOTHING, Begun, Ids, Part, Written, joined
+from lcx.generate.written import NOTHING, Begun, Part, Written, joined
 from lcx.model import LM, PerToken
 from lcx.parallel.mesh import ROWS, Mesh, place
 from lcx.repetition.loops import RepetitionGuard, Resample, Separate
 from lcx.streaming import Streamer
-from lcx.types import Batch, Params, State
+from lcx.types import Batch, Ids, Params, State
 
 GREEDY, ONE_DEVICE = Greedy(), Mesh()
 
@@ -36,7 +35,8 @@ class Generator:
     """Writes on from prompts by one decoding or search, row by row side by side.
 
     A row's text depends on its prompt, the parameters and its seed alone: other rows, padding and
-    the sizes of pieces change nothing but rounding. Compilations: one of each size of a prompt's
+    the sizes of pieces change nothing but rounding; where positions depend on a text's length, so
+    does `new`. Compilations: one of each size of a prompt's
     pieces, and one of `STEPS` steps for each number of rows and power of two of tokens.
     """
 
@@ -53,8 +53,8 @@ class Generator:
         """stop: ids that end a text. stop_strings: what ends it before them, in letters.
 
         tokenizer: what spells them; of a model whose vocabulary is larger no other ids are written.
-        Raises ValueError for a mesh that cuts sequences, strings without a tokenizer, and a
-        decoding that is none.
+        Raises ValueError for a mesh that cuts sequences, ids that there are not, strings without a
+        tokenizer or under a search that compares whole texts, and a decoding that is none.
         """
         if cut.seq > 1:
             raise ValueError(
@@ -66,19 +66,34 @@ class Generator:
         if stop_strings:
             self._strings = StopStrings(stop_strings, self._spelling("stop_strings"))
         self._streamer = Streamer(model, params, cut)
+        _check_ids("stop", np.array(sorted(stop), np.int32), model)
         tokens = model.vocabulary if tokenizer is None else tokenizer.vocab_size
         self._known = np.arange(model.vocabulary) < tokens
+        self._others: dict[Decoding | Search, Generator] = {}
         self._compile(decoding)
 
     def by(self, decoding: Decoding | Search) -> "Generator":
-        """The same model by another decoding."""
-        other = copy(self)
-        other._compile(decoding)
-        return other
+        """The same model by another decoding; what it has compiled is kept."""
+        if decoding not in self._others:
+            self._others[decoding] = copy(self)
+            self._others[decoding]._compile(decoding)
+        return self._others[decoding]
+
+    def side_by_side(self, longest: int, new: int) -> int:
+        """How many prompts of at most so many tokens are written on from at a time, at best."""
+        capacity, piece = self._capacity(longest, new), self._streamer.piece(longest)
+        return max(1, self._streamer.rows(piece, capacity) // self._search.rows)
 
     def _compile(self, decoding: Decoding | Search) -> None:
+        if not isinstance(decoding, Decoding | Search):
+            raise ValueError(f"decoding: {decoding} is none; Greedy() is one")
         spec.check(decoding, "decoding")
         search = decoding if isinstance(decoding, Search) else OneByOne(decoding)
+        if self._strings is not None and not search.steady:
+            raise ValueError(
+                f"stop_strings: {decoding} compares whole texts, and would not know of the end; "
+                "stop tokens end them"
+            )
         model, known = self._model, self._known
 
         def read(
@@ -139,6 +154,8 @@ class Generator:
             separator: list[int] = []
             if isinstance(act, Separate):
                 separator = self._spelling("Separate").encode(act.text.encode()).tolist()
+                if self._strings and self._strings.cut(np.array(separator, np.int32)) is not None:
+                    raise ValueError(f"{act} holds a stop string, and would end each text")
             texts = [
                 Guarded(prompt, new, guard, seed + i, separator) for i, prompt in enumerate(prompts)
             ]
@@ -156,23 +173,27 @@ class Generator:
         the model has learned.
         """
         self._check(prompts, new)
-        begun = [Begun(p, len(p), new, jax.random.key(seed + i)) for i, p in enumerate(prompts)]
+        begun = [
+            Begun(text, len(text), new, len(text) + new, jax.random.key(seed + i))
+            for i, text in enumerate(prompts)
+        ]
         for parts in self.continued(begun):
             yield [part.added for part in parts]
 
     def best(self, prompts: Sequence[Ids], new: int, results: int) -> list[list[Written]]:
         """The best texts of each prompt, the best first; fewer where fewer were found.
 
-        Raises ValueError as `stream`, and where the search keeps fewer.
+        Raises ValueError as `stream`, for a decoding that compares no texts, and where a search
+        keeps fewer.
         """
         kept = 1 if self._search.steady else self._search.rows
-        if not 1 <= results <= kept:
-            raise ValueError(f"{results} results of a prompt: {self._search} keeps {kept}")
+        if self._search.steady or not 1 <= results <= kept:
+            raise ValueError(f"the {results} best of a prompt: {self._search} keeps {kept}")
         self._check(prompts, new)
         key = jax.random.key(0)  # nothing is drawn
-        begun = [Begun(prompt, len(prompt), new, key) for prompt in prompts]
+        begun = [Begun(text, len(text), new, len(text) + new, key) for text in prompts]
         *_, (found, _) = self._found(begun)
-        there = np.asarray(found.score) > NEVER
+        there = np.isfinite(found.score)
         return [
             [self._text(found, i, j, len(prompt))[0] for j in range(results) if there[i, j]]
             for i, prompt in enumerate(prompts)
@@ -181,7 +202,7 @@ class Generator:
     def continued(self, begun: Sequence[Begun]) -> Iterator[list[Part]]:
         """What is added to texts that were begun, some tokens at a time, until all have ended."""
         shown = [len(text.tokens) - text.prompt for text in begun]
-        parts = [Part(NOTHING, over=False)] * len(begun)
+        parts = [Part(n, NOTHING, over=False) for n in shown]
         for found, over in self._found(begun):
             for i, text in enumerate(begun):
                 part = parts[i]
@@ -191,8 +212,9 @@ class Generator:
                 written, cut = self._text(found, i, 0, text.prompt)
                 ended = cut or bool(over[i])
                 upto = len(written.tokens) if ended else self._settled(written.tokens)
-                added = written._replace(tokens=written.tokens[shown[i] : upto])
-                shown[i], parts[i] = max(shown[i], upto), Part(added, ended)
+                kept = min(shown[i], len(written.tokens)) if cut else shown[i]
+                added = written._replace(tokens=written.tokens[kept:upto])
+                shown[i], parts[i] = max(shown[i], upto), Part(kept, added, ended)
             yield [*parts]
             if all(part.over for part in parts):
                 return
@@ -200,10 +222,8 @@ class Generator:
     def _found(self, begun: Sequence[Begun]) -> Iterator[tuple[Found, Bool[np.ndarray, " P"]]]:
         """What was found after each `STEPS` tokens, and which rows are over, until all are."""
         spare = -len(begun) % self._cut.rows  # rows for devices that would have none
-        texts, prompts, new, keys = zip(*begun, *[begun[-1]] * spare, strict=True)
-        longest = max(map(len, texts))
-        room = sum(self._streamer.pieces(longest)) + -(-max(new) // STEPS) * STEPS
-        capacity = max(SMALLEST, 1 << (room - 1).bit_length())
+        texts, prompts, new, becomes, keys = zip(*begun, *[begun[-1]] * spare, strict=True)
+        capacity = self._capacity(max(map(len, texts)), max(new))
         tokens = np.zeros((len(texts), capacity), np.int32)
         for row, text in zip(tokens, texts, strict=True):
             row[: len(text)] = text
@@ -211,7 +231,7 @@ class Generator:
         limits = lengths + np.array(new, np.int32)
         with jax.set_mesh(self._streamer.mesh):
             last, state, hidden = self._streamer.prefill(
-                texts, limits, capacity, self._search.looks_back
+                texts, np.array(becomes, np.int32), capacity, self._search.looks_back
             )
             by_row = (tokens, lengths, np.array(prompts, np.int32), limits, jnp.stack(keys))
             *seen, limit, of_rows = (place(array, self._rows) for array in by_row)
@@ -222,6 +242,11 @@ class Generator:
                 going, *shown = self._steps(self._params, self._per_token, going, of_rows, ends)
                 found, over = jax.device_get(shown)
                 yield found, over
+
+    def _capacity(self, longest: int, new: int) -> int:
+        """Tokens that states have room for: few sizes, each of which is compiled."""
+        room = sum(self._streamer.pieces(longest)) + -(-new // STEPS) * STEPS
+        return max(SMALLEST, 1 << (room - 1).bit_length())
 
     @cached_property
     def _per_token(self) -> PerToken:
@@ -248,6 +273,7 @@ class Generator:
         for number, prompt in enumerate(prompts):
             if not len(prompt):
                 raise ValueError(f"prompt {number} is empty; a text begins with BOS at least")
+            _check_ids(f"prompt {number}", prompt, self._model)
         if new < 1:
             raise ValueError(f"at least one new token is needed, not {new}")
         learned, longest = self._model.positions, max(map(len, prompts))
@@ -256,6 +282,14 @@ class Generator:
                 f"a prompt of {longest} tokens and {new} new ones are {longest + new}; the model "
                 f"has learned vectors of {learned.capacity} positions"
             )
+
+
+def _check_ids(what: str, ids: Ids, model: LM) -> None:
+    wrong = ids[(ids < 0) | (ids >= model.vocabulary)]
+    if len(wrong):
+        raise ValueError(
+            f"{what}: token {wrong[0]} is not among the {model.vocabulary} ids of the model"
+        )
 
 
 def _to_the_front(hidden: Float[Array, "P t D"], seen: Seen) -> Float[Array, "P S D"]:

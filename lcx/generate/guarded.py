@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from lcx.generate.written import Begun, Ids, Part, Written
+from lcx.generate.written import Begun, Part, Written
 from lcx.repetition.loops import RepetitionGuard, Resample, StopThere
+from lcx.types import Ids
 
 Continued = Callable[[Sequence[Begun]], Iterator[list[Part]]]
 """`Generator.continued`."""
@@ -18,8 +19,10 @@ def guarded(usual: Continued, otherwise: Continued, texts: Sequence["Guarded"]) 
         anew = [text for text in going if text.anew]
         together = anew or going
         begun = [text.begun() for text in together]
+        # as many rows as ever: another number of them would be compiled anew
+        begun += [begun[-1]] * (len(texts) - len(begun))
         for parts in (otherwise if anew else usual)(begun):
-            for text, part in zip(together, parts, strict=True):
+            for text, part in zip(together, parts, strict=False):
                 if not text.resting:
                     text.add(part)
             if all(text.resting for text in together):
@@ -42,22 +45,24 @@ class Guarded:
         self.anew = 0
         """Tokens that are to be written otherwise, before it goes on as usual."""
         self.resting = False
-        """Until others of the batch have come as far."""
+        """It waits for the others of the batch, each to loop or to end."""
         self.over = self.stopped = False
 
     def begun(self) -> Begun:
         """The text, to go on with until anything changes."""
         self.resting = False
-        left = self._new - len(self.tokens)
+        left, key = self._new - len(self.tokens), jax.random.key(self._seed)
         return Begun(
             np.array([*self._prompt, *self.tokens], np.int32),
             len(self._prompt),
             min(left, self.anew or left),
+            len(self._prompt) + self._new,
             # after a loop other tokens are drawn than those that led into it
-            jax.random.fold_in(jax.random.key(self._seed), self.loops),
+            jax.random.fold_in(key, self.loops) if self.loops else key,
         )
 
     def add(self, part: Part) -> None:
+        del self.tokens[part.kept :]
         for token in part.added.tokens.tolist():
             self.tokens.append(token)
             if (start := self._watch.add(token)) is not None:

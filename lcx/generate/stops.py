@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lcx.data import Tokenizer
-from lcx.generate.written import Ids
+from lcx.types import Ids
 
 
 class StopStrings:

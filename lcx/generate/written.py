@@ -4,9 +4,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Key
 
-Ids = Int[np.ndarray, "_"]
+from lcx.types import Ids
 
 
 class Written(NamedTuple):
@@ -17,7 +17,7 @@ class Written(NamedTuple):
     stopped: bool
     """Whether a stop token or string ended it, and not the number of tokens."""
     score: float = math.nan
-    """Of a `BeamSearch`: log-probabilities by length; of others NaN."""
+    """Of a `BeamSearch` without a guard: log-probabilities by length; of others NaN."""
     loops: int = 0
     """That a guard has seen in it, and acted on."""
 
@@ -34,6 +34,8 @@ class Begun(NamedTuple):
     and stop strings."""
     new: int
     """Tokens at most that are added."""
+    becomes: int
+    """Tokens that it has in the end at most, prompt included: for positions that depend on it."""
     key: Key[Array, ""]
     """Of what is drawn."""
 
@@ -41,6 +43,8 @@ class Begun(NamedTuple):
 class Part(NamedTuple):
     """What comes next of one text."""
 
+    kept: int
+    """Tokens after the prompt that stay, of those there were: a stop string may reach into them."""
     added: Written
     over: bool
     """Whether nothing follows."""

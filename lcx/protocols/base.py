@@ -17,10 +17,9 @@ from jaxtyping import Array, Float, Int
 from lcx.decoding import Decoding, Search
 from lcx.protocols.measures import ACCURACY, BITS, PERPLEXITY, Measure, token_scores
 from lcx.repetition import RepetitionGuard
+from lcx.types import Ids
 
 CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
-
-Ids = Int[np.ndarray, "_"]
 
 
 class Text(NamedTuple):

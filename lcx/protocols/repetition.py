@@ -22,7 +22,7 @@ from lcx.protocols.base import (
     with_bos,
 )
 from lcx.protocols.measures import Measure
-from lcx.repetition import RepetitionGuard
+from lcx.repetition import RepetitionGuard, StopThere
 from lcx.repetition.measures import (
     DIVERSITY,
     distinct,
@@ -60,7 +60,7 @@ class Repetition(EvaluationProtocol):
     """Tokens written after the prompt."""
     decoding: Decoding | Search = Greedy()
     guard: RepetitionGuard | None = None
-    """What is done to a text that loops; what it drops and adds is measured as it stands then."""
+    """What is done to a text that loops, before it is measured."""
     judge: str | None = None
     """A variant of the same file and data, whose perplexity of all texts is told, too."""
     samples: int = 1
@@ -81,7 +81,12 @@ class Repetition(EvaluationProtocol):
                 raise ValueError(
                     f"Repetition: {name} must be at least 1, not {getattr(self, name)}"
                 )
-        if self.samples > 1 and getattr(self.decoding, "temperature", 0) == 0:
+        if self.guard is not None and isinstance(self.guard.act, StopThere):
+            raise ValueError(
+                "Repetition: a guard that ends texts leaves shorter ones, which are not to be "
+                "compared; let it act=Resample(Temperature(1.0)), or Separate()"
+            )
+        if self.samples > 1 and not self.decoding.draws:
             raise ValueError(
                 f"Repetition: {type(self.decoding).__name__} draws nothing here, so "
                 f"{self.samples} samples of a prompt would be the same: take samples=1, or a "
@@ -134,8 +139,8 @@ class Repetition(EvaluationProtocol):
             f"writes {texts} of {self.lengths[-1]} tokens, and its author's own continuation "
             "stands beside them. All are measured as they stood after each generated length. "
             "Numbers are means over texts (macro); those of n-grams would be the same pooled, "
-            "since all texts of a point are equally long. What is of all texts as one takes the "
-            "first text of each prompt, and has no interval."
+            "since all texts of a point are equally long, but for one that a guard had to end. "
+            "What is of all texts as one takes the first text of each prompt, and has no interval."
         )
 
     def excerpts(self, text: Text, bos: int) -> Iterator[Excerpt]:

@@ -47,16 +47,16 @@ class SameTargets(EvaluationProtocol):
     tokenizers are compared they need the same number, that all may find room for the same spans."""
 
     def __post_init__(self):
-        check_contexts("SameTargets", self.contexts, self.documents)
+        check_contexts(type(self).__name__, self.contexts, self.documents)
         for name in ("span", "spans"):
             if getattr(self, name) < 1:
                 raise ValueError(
-                    f"SameTargets: {name} must be at least 1, not {getattr(self, name)}"
+                    f"{type(self).__name__}: {name} must be at least 1, not {getattr(self, name)}"
                 )
         if self.before is not None and self.before < self.contexts[-1]:
             raise ValueError(
-                f"SameTargets: before={self.before} bytes cannot hold the longest context, "
-                f"{self.contexts[-1]} {self.unit}"
+                f"{type(self).__name__}: before={self.before} bytes cannot hold the longest "
+                f"context, {self.contexts[-1]} {self.unit}"
             )
 
     @property
