@@ -192,6 +192,7 @@ def test_the_page_says_what_its_points_are_and_shows_the_author(measured):
     assert report["best"][-1]["finite"] == ["softmax", "<nucleus>"]  # the author is not ranked
     human = measured.reference[-1]["seq_rep_4"]
     assert f"The human continuation has {human:.2f}" in finding(report)
+    assert "Nearest to it is softmax, " in finding(report)
     wide = draw_measure(report, LIGHT, narrow=False).axes[0]
     assert wide.get_xlabel() == "generated length (tokens)"
     assert any("human continuation" in text.get_text() for text in wide.texts)

@@ -1,5 +1,7 @@
 """What a report's page says of its numbers: only what these allow."""
 
+import math
+
 from lcx.report.summary import Report, context_lengths, context_unit, measure_in, terms_in
 from lcx.report.tables import interval
 from lcx.wording import isolated, listed, plural, short_number
@@ -19,9 +21,15 @@ def _reference_in_words(report: Report) -> str:
     if report["reference"] is None:
         return ""
     point, measure = report["reference"]["contexts"][-1], measure_in(report)
-    value, between = short_number(point[measure.key]), interval(point[measure.interval])
-    value += f" (95% interval {between})" if between else ""
-    return f" The {report['reference']['name']} has {value}: to go beyond that is no better."
+    between = interval(point[measure.interval])
+    value = short_number(point[measure.key]) + (f" (95% interval {between})" if between else "")
+    ends = {name: v["contexts"][-1][measure.key] for name, v in report["variants"].items()}
+    ends = {name: end for name, end in ends.items() if math.isfinite(end)}
+    said = f" The {report['reference']['name']} has {value}: to go beyond that is no better."
+    if len(ends) < 2:
+        return said
+    name = min(ends, key=lambda name: abs(ends[name] - point[measure.key]))
+    return f"{said} Nearest to it is {isolated(name)}, {short_number(ends[name])}."
 
 
 def _best_in_words(report: Report) -> str:
