@@ -134,8 +134,7 @@ def _print_json(asked: Asked, writer: Writer, ids: Ids, written: list[Written]) 
             "ids": text.tokens.tolist(),
             "text": _spelled(writer, text.tokens),
             "stopped": text.stopped,
-            **({} if math.isnan(text.score) else {"score": text.score}),
-            **({"seed": asked.seed + i} if math.isnan(text.score) else {}),
+            **({"seed": asked.seed + i} if math.isnan(text.score) else {"score": text.score}),
             **({"loops": text.loops} if asked.guard else {}),
         }
         for i, text in enumerate(written)

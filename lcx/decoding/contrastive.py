@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from lcx.decoding.penalties import penalised
-from lcx.decoding.protocol import Ends, Found, Penalty, Read, Reader, Seen, with_token
+from lcx.decoding.protocol import Ends, Found, Penalty, Read, Reader, Seen
+from lcx.decoding.texts import Texts
 from lcx.types import take_rows
 
 
@@ -16,11 +17,9 @@ class Going(NamedTuple):
     """What one step of writing hands to the next."""
 
     read: Read
-    seen: Seen
+    texts: Texts
     directions: Float32[Array, "P S D"]
     """Of what the head reads of each token of a text, unit vectors; beyond its length anything."""
-    over: Bool[Array, " P"]
-    stopped: Bool[Array, " P"]
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,11 @@ class ContrastiveSearch:
         self, read: Read, seen: Seen, hidden: Float[Array, "P S D"] | None, ends: Ends
     ) -> Going:
         assert hidden is not None
-        none = jnp.zeros(seen.length.shape, bool)
-        return Going(read, seen, _directions(hidden), none, none)
+        return Going(read, Texts.begun(seen), _directions(hidden))
 
     def step(self, going: Going, keys: Key[Array, " P"], reader: Reader, ends: Ends) -> Going:
-        read, seen, directions, over, stopped = going
+        read, texts, directions = going
+        seen = texts.seen
         P, k = len(seen.length), min(self.k, read.logits.shape[1])
         chances = jax.nn.softmax(penalised(self.penalties, read.logits, seen))
         chances, tokens = jax.lax.top_k(chances, k)
@@ -81,21 +80,16 @@ class ContrastiveSearch:
         scores = jnp.where(chances > 0, (1 - self.alpha) * chances - self.alpha * most, -jnp.inf)
         best = jnp.argmax(scores, axis=1)
         rows = jnp.arange(P) * k + best
-        token = _picked(tokens, best)
-        stopped |= ~over & ends.reached(token)
         at = jnp.minimum(seen.length, directions.shape[1] - 1)
         directions = directions.at[jnp.arange(P), at].set(_picked(tried_directions, best))
-        seen = with_token(seen, token, over | stopped)
-        over = over | stopped | (seen.length >= ends.limit)
-        return Going(Read(*take_rows(tried, rows)), seen, directions, over, stopped)
+        texts = texts.add(_picked(tokens, best), ends)
+        return Going(Read(*take_rows(tried, rows)), texts, directions)
 
     def over(self, going: Going) -> Bool[Array, " P"]:
-        return going.over
+        return going.texts.over
 
     def found(self, going: Going) -> Found:
-        seen = going.seen
-        score = jnp.full(seen.length.shape, jnp.nan)
-        return Found(*(x[:, None] for x in (seen.tokens, seen.length, going.stopped, score)))
+        return going.texts.found()
 
 
 def _directions(hidden: Float[Array, "*n D"]) -> Float32[Array, "*n D"]:

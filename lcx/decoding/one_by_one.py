@@ -4,19 +4,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from lcx.decoding.protocol import Decoding, Ends, Found, Read, Reader, Seen, with_token
+from lcx.decoding.protocol import Decoding, Ends, Found, Read, Reader, Seen
+from lcx.decoding.texts import Texts
 
 
 class Going(NamedTuple):
     """What one step of writing hands to the next."""
 
     read: Read
-    seen: Seen
-    over: Bool[Array, " B"]
-    stopped: Bool[Array, " B"]
+    texts: Texts
 
 
 @dataclass(frozen=True)
@@ -44,23 +42,17 @@ class OneByOne:
     def begin(
         self, read: Read, seen: Seen, hidden: Float[Array, "P S D"] | None, ends: Ends
     ) -> Going:
-        none = jnp.zeros(seen.length.shape, bool)
-        return Going(read, seen, none, none)
+        return Going(read, Texts.begun(seen))
 
     def step(self, going: Going, keys: Key[Array, " P"], reader: Reader, ends: Ends) -> Going:
-        read, seen, over, stopped = going
+        read, texts = going
+        seen = texts.seen
         drawn = jax.vmap(jax.random.fold_in)(keys, seen.length)  # a text goes on as it would have
         token = self.decoding.choose(drawn, read.logits, seen)
-        stopped |= ~over & ends.reached(token)
-        seen = with_token(seen, token, over | stopped)
-        return Going(
-            reader(token, read.state), seen, over | stopped | (seen.length >= ends.limit), stopped
-        )
+        return Going(reader(token, read.state), texts.add(token, ends))
 
     def over(self, going: Going) -> Bool[Array, " P"]:
-        return going.over
+        return going.texts.over
 
     def found(self, going: Going) -> Found:
-        seen = going.seen
-        score = jnp.full(seen.length.shape, jnp.nan)
-        return Found(*(x[:, None] for x in (seen.tokens, seen.length, going.stopped, score)))
+        return going.texts.found()

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from lcx.types import State
@@ -138,10 +137,3 @@ class Search(Protocol):
     def found(self, going: Any) -> Found:
         """The texts so far."""
         ...
-
-
-def with_token(seen: Seen, token: Int[Array, " B"], over: Bool[Array, " B"]) -> Seen:
-    """What rows hold after a token of each that is not over."""
-    at = jnp.where(over, seen.tokens.shape[1], seen.length)  # beyond the end: not written
-    text = seen.tokens.at[jnp.arange(len(token)), at].set(token, mode="drop")
-    return Seen(text, seen.length + ~over, seen.prompt)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 import jax
@@ -36,8 +36,8 @@ class Generator:
 
     A row's text depends on its prompt, the parameters and its seed alone: other rows, padding and
     the sizes of pieces change nothing but rounding; where positions depend on a text's length, so
-    does `new`. Compilations: one of each size of a prompt's
-    pieces, and one of `STEPS` steps for each number of rows and power of two of tokens.
+    does `new`. Compilations: one of each size of a prompt's pieces, and one of `STEPS` steps for
+    each number of rows and power of two of tokens.
     """
 
     def __init__(
@@ -69,6 +69,8 @@ class Generator:
         _check_ids("stop", np.array(sorted(stop), np.int32), model)
         tokens = model.vocabulary if tokenizer is None else tokenizer.vocab_size
         self._known = np.arange(model.vocabulary) < tokens
+        # a second copy of the weights: made when first needed, and one for all decodings
+        self._per_token = cache(lambda: jax.jit(model.per_token)(params))
         self._others: dict[Decoding | Search, Generator] = {}
         self._compile(decoding)
 
@@ -239,7 +241,7 @@ class Generator:
             going = self._begin(self._params, last, hidden, state, Seen(*seen), ends)
             over = np.zeros(len(texts), bool)
             while not over.all():
-                going, *shown = self._steps(self._params, self._per_token, going, of_rows, ends)
+                going, *shown = self._steps(self._params, self._per_token(), going, of_rows, ends)
                 found, over = jax.device_get(shown)
                 yield found, over
 
@@ -247,10 +249,6 @@ class Generator:
         """Tokens that states have room for: few sizes, each of which is compiled."""
         room = sum(self._streamer.pieces(longest)) + -(-new // STEPS) * STEPS
         return max(SMALLEST, 1 << (room - 1).bit_length())
-
-    @cached_property
-    def _per_token(self) -> PerToken:
-        return jax.jit(self._model.per_token)(self._params)
 
     def _text(self, found: Found, i: int, j: int, prompt: int) -> tuple[Written, bool]:
         """Text j of prompt i, and whether a stop string has ended it."""

@@ -51,7 +51,7 @@ class Repetition(EvaluationProtocol):
 
     A prompt is the first `prompt` tokens of a document, after BOS. A text is measured as it stood
     after each of the `lengths`, and so is what the document's author wrote there. Variants may
-    differ in `decoding` and stand on one page.
+    differ in `decoding` and `guard` and stand on one page.
     """
 
     prompt: int = 64
