@@ -56,6 +56,7 @@ from lcx import (
     PoSE,
     PositionInterpolation,
     Randomised,
+    RMSNorm,
     RoPE,
     SameTargets,
     SelfExtend,
@@ -82,7 +83,7 @@ def lm(
     position: PositionScheme, sparsity: Sparsity = WHOLE_PAST, learned: Learned | None = None
 ) -> LM:
     """Three layers of width 128, with heads of 32 features: 16 rotary pairs."""
-    mixer = SoftmaxAttention(heads=4, qk_norm=True, position=position, sparsity=sparsity)
+    mixer = SoftmaxAttention(heads=4, qk_norm=RMSNorm(), position=position, sparsity=sparsity)
     return LM(vocab=1024, width=128, pattern=(Block(mixer),), repeats=3, positions=learned)
 
 

@@ -48,6 +48,7 @@ from lcx import (
     PositionInterpolation,
     Pretrained,
     PythonCorpus,
+    RMSNorm,
     RoPE,
     SameTargets,
     SoftmaxAttention,
@@ -83,7 +84,7 @@ def small(source: Source) -> Start:
     """Three layers of width 128, trained on 128 tokens at a time."""
 
     def model(position: RoPE) -> LM:
-        block = Block(SoftmaxAttention(heads=4, qk_norm=True, position=position))
+        block = Block(SoftmaxAttention(heads=4, qk_norm=RMSNorm(), position=position))
         return LM(vocab=1024, width=128, pattern=(block,), repeats=3)
 
     optimizer = Muon(peak=1e-2, schedule="wsd", final=0.0)

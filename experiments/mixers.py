@@ -49,6 +49,7 @@ from lcx import (
     Mamba2,
     Muon,
     RetNet,
+    RMSNorm,
     RWKV7ChannelMix,
     RWKVChannelMix,
     SameTargets,
@@ -72,7 +73,7 @@ EVALUATION = SameTargets(contexts=(16, 32, 64, 128, 256, 512, 1024), documents=1
 
 def attention(**settings) -> SoftmaxAttention:
     """Queries and keys are normalised, which Muon's large steps need."""
-    return SoftmaxAttention(qk_norm=True, **settings)
+    return SoftmaxAttention(qk_norm=RMSNorm(), **settings)
 
 
 LOCAL = attention(sparsity=Window(32))

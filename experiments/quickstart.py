@@ -33,6 +33,7 @@ from lcx import (
     LayerNorm,
     LinearAttention,
     Muon,
+    RMSNorm,
     RoPE,
     RWKVChannelMix,
     SameTargets,
@@ -52,7 +53,7 @@ YARN = RoPE(scaling=YaRN(4, original=128))
 
 def attention(**settings) -> SoftmaxAttention:
     """Four heads; queries and keys are normalised, which Muon's large steps need."""
-    return SoftmaxAttention(heads=4, qk_norm=True, **settings)
+    return SoftmaxAttention(heads=4, qk_norm=RMSNorm(), **settings)
 
 
 def model(*blocks: Block, **settings) -> LM:

@@ -47,6 +47,7 @@ from lcx import (
     RepetitionGuard,
     RepetitionPenalty,
     Resample,
+    RMSNorm,
     RWKV7ChannelMix,
     SoftmaxAttention,
     SwiGLU,
@@ -74,7 +75,7 @@ WAYS = {
 
 def softmax(width: int, heads: int) -> LM:
     """Three layers."""
-    block = Block(SoftmaxAttention(heads, qk_norm=True), SwiGLU(width * 8 // 3 // 8 * 8))
+    block = Block(SoftmaxAttention(heads, qk_norm=RMSNorm()), SwiGLU(width * 8 // 3 // 8 * 8))
     return LM(vocab=1024, width=width, pattern=(block,), repeats=3)
 
 

@@ -1,6 +1,17 @@
 """The names of `import lcx`, and where each comes from."""
 
-from lcx.block import Block as Block
+from lcx.block import (
+    Block as Block,
+)
+from lcx.block import (
+    ParallelBlock as ParallelBlock,
+)
+from lcx.block import (
+    PostNormBlock as PostNormBlock,
+)
+from lcx.block import (
+    SandwichBlock as SandwichBlock,
+)
 from lcx.data import (
     BPE as BPE,
 )
@@ -70,8 +81,12 @@ from lcx.experiment import (
 from lcx.experiment import (
     Train as Train,
 )
+from lcx.huggingface import Pretrained as Pretrained
 from lcx.layers import (
     MLP as MLP,
+)
+from lcx.layers import (
+    GeGLU as GeGLU,
 )
 from lcx.layers import (
     LayerNorm as LayerNorm,
@@ -87,6 +102,9 @@ from lcx.layers import (
 )
 from lcx.layers import (
     SwiGLU as SwiGLU,
+)
+from lcx.layers import (
+    ZeroCentredRMSNorm as ZeroCentredRMSNorm,
 )
 from lcx.losses import CrossEntropy as CrossEntropy
 from lcx.mixers import (
@@ -190,7 +208,6 @@ from lcx.positions import (
 from lcx.positions import (
     YaRN as YaRN,
 )
-from lcx.pretrained import Pretrained as Pretrained
 from lcx.protocols import (
     ByPosition as ByPosition,
 )

@@ -11,6 +11,7 @@ from jax.nn.initializers import normal as normal
 from jax.nn.initializers import zeros as zeros
 from jaxtyping import Array, Float
 
+from lcx.ops import sums
 from lcx.types import Dims
 
 Axes = tuple[str | None, str | None]
@@ -58,14 +59,18 @@ def step_bias(rngs: nnx.Rngs, heads: int) -> Float[Array, " H"]:
 
 
 class Linear(nnx.Linear):
-    """x W as one product of matrices, whatever axes x has before its last.
+    """x W, and a bias where there is one, as one product of matrices, whatever axes x has before.
 
     Over [B, T, D] as it is, a weight's gradient contracts over two axes, and XLA's CPU backend then
     copies the output's gradient, transposed, before it multiplies (decision 14).
     """
 
     def __call__(self, inputs: Float[Array, "*n D"], out_sharding=None) -> Float[Array, "*n F"]:
-        out = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        rows, kernel = self.promote_dtype((rows, self.kernel[...]), dtype=self.dtype)
+        out = self.dot_general(rows, kernel, (((1,), (0,)), ((), ())), out_sharding=out_sharding)
+        if self.bias is not None:
+            out += sums.spread(self.bias[...], out)
         return out.reshape(*inputs.shape[:-1], out.shape[-1])
 
 
@@ -77,9 +82,13 @@ def linear(
     rngs: nnx.Rngs,
     init: Initializer | None = None,
     kind: Kind = "matrix",
+    bias: bool = False,
 ) -> Linear:
-    """x W, no bias; W [inputs, outputs] drawn from N(0, 1/inputs) unless `init` says otherwise."""
-    return Linear(
+    """x W; W [inputs, outputs] drawn from N(0, 1/inputs) unless `init` says otherwise.
+
+    bias: b [outputs] is added, 0 at first.
+    """
+    layer = Linear(
         inputs,
         outputs,
         use_bias=False,
@@ -89,15 +98,19 @@ def linear(
         kernel_metadata={"out_sharding": axes, "kind": kind},
         rngs=rngs,
     )
+    if bias:
+        layer.bias = vector(jnp.zeros(outputs, dims.policy.params))
+    return layer
 
 
-def residual(dims: Dims, inputs: int, axes: Axes, rngs: nnx.Rngs) -> Linear:
+def residual(dims: Dims, inputs: int, axes: Axes, rngs: nnx.Rngs, bias: bool = False) -> Linear:
     """The projection back into the residual stream, N(0, 1 / (2 L inputs)).
 
     Smaller by sqrt(2L), so that the sum over L layers of two sublayers each keeps its variance
     (GPT-2, Radford et al. 2019, section 2.3).
     """
-    return linear(dims, inputs, dims.model, axes, rngs, normal((2 * dims.layers * inputs) ** -0.5))
+    init = normal((2 * dims.layers * inputs) ** -0.5)
+    return linear(dims, inputs, dims.model, axes, rngs, init, bias=bias)
 
 
 def matrix(value: Float[Array, "... inputs outputs"]) -> nnx.Param:

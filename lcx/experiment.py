@@ -7,10 +7,11 @@ from dataclasses import dataclass, fields, replace
 import jax
 
 from lcx import spec
-from lcx.block import Block
+from lcx.block import BLOCKS
 from lcx.data import SOURCES, TASKS, TOKENIZERS, Data, Task, Texts
 from lcx.decoding import DECODINGS, PENALTIES, SEARCHES
 from lcx.dense import nearest_divisors
+from lcx.huggingface import Pretrained
 from lcx.layers import CHANNELS, NORMS
 from lcx.losses import LOSSES, CrossEntropy, Loss
 from lcx.mixers import MIXERS
@@ -19,7 +20,6 @@ from lcx.optim import OPTIMIZERS, AdamW, Optimizer
 from lcx.parallel.mesh import RULES, Mesh, make_mesh, shardings
 from lcx.paths import absolute
 from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, Learned, TrainingPositions
-from lcx.pretrained import Pretrained
 from lcx.protocols import PROTOCOLS, EvaluationProtocol, SameTargets
 from lcx.protocols.base import check_measures
 from lcx.repetition import GUARDS
@@ -131,11 +131,12 @@ class Experiment:
 Experiments = dict[str, Experiment]
 
 PARTS: dict[str, type] = {
-    c.__name__: c for c in (Experiment, Train, LM, Block, Policy, Mesh, Learned, Pretrained)
+    c.__name__: c for c in (Experiment, Train, LM, Policy, Mesh, Learned, Pretrained)
 }
 """What holds the entries of the tables, by name."""
 
 TABLES: dict[str, dict[str, type]] = {
+    "blocks": BLOCKS,
     "mixers": MIXERS,
     "sparsities of softmax attention": SPARSITIES,
     "positions": POSITIONS,
@@ -297,7 +298,7 @@ def check_cuts(experiment: Experiment) -> None:
         divides(mesh.seq, "seq", "train.length", train.length)
     divides(mesh.fsdp, "fsdp", "model.width", model.width)
     for place, block in enumerate(model.pattern):
-        for name, sublayer in (("mixer", block.mixer), ("channel", block.channel)):
+        for name, sublayer in block.sublayers.items():
             if isinstance(sublayer, HasHeads):
                 what = f"the heads of model.pattern.{place}.{name}"
                 divides(mesh.model, "model", what, sublayer.head_count(model.dims))

@@ -89,6 +89,11 @@ class LM:
     """Before the head."""
     embed_norm: Norm | None = None
     """After the embedding; RWKV has one."""
+    embed_factor: float | None = None
+    """What the embedding is multiplied by, in its own dtype; Gemma: the square root of the width.
+    A tied head is not."""
+    softcap: float | None = None
+    """A bound on the logits: softcap * tanh(logit / softcap) (Gemma 2)."""
     positions: Learned | None = None
     """Vectors of positions, added to the embedding; beside them mixers take `NoPE()`."""
     policy: Policy = Policy()
@@ -101,6 +106,10 @@ class LM:
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise ValueError(f"LM: {name} must be at least 1, not {size}")
+        for name in ("embed_factor", "softcap"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"LM: {name} must be positive, not {value}")
         if not self.pattern:
             raise ValueError("LM: the pattern is empty; it needs at least one Block")
 
@@ -207,6 +216,8 @@ class LM:
         ctx = ctx._replace(keys=batch.keys, kernels=Kernels(self.policy.kernels))
         table = seqpar.replicate(params.embed.embedding[...], shards)
         x = by_rows(sums.rows(table, tokens).astype(self.policy.compute))
+        if self.embed_factor is not None:
+            x *= jnp.asarray(self.embed_factor, x.dtype)
         if self.positions:
             x += self.positions(params.positions, positions).astype(x.dtype)
         if self.embed_norm:
@@ -299,6 +310,8 @@ class LM:
         head = self._head(params) if per_token is None else per_token.head
         rows = x.reshape(-1, x.shape[-1])  # one product of matrices, as in `lcx.dense`
         out = jnp.matmul(rows, head.astype(x.dtype), preferred_element_type=jnp.float32)
+        if self.softcap is not None:
+            out = self.softcap * jnp.tanh(out / self.softcap)
         return out.reshape(*x.shape[:-1], out.shape[-1])
 
 

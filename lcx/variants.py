@@ -5,7 +5,7 @@ from typing import Any
 
 from lcx import spec
 from lcx.experiment import Experiment, Experiments, known
-from lcx.pretrained import Pretrained
+from lcx.huggingface import Pretrained
 
 
 def check_links(experiments: Experiments) -> None:

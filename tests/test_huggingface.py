@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from lcx.huggingface.positions import read_positions, write_positions
 from lcx.positions import (
     NTK,
     ALiBi,
@@ -18,7 +19,6 @@ from lcx.positions import (
     XPos,
     YaRN,
 )
-from lcx.positions.huggingface import read_positions, write_positions
 
 LLAMA = {
     "model_type": "llama",

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lcx.pretrained import INDEX, SINGLE, Pretrained
+from lcx.huggingface import Pretrained
+from lcx.huggingface.folder import INDEX, SINGLE
 
 CONFIG = {
     "model_type": "llama",
@@ -177,7 +178,7 @@ def test_folders_without_the_files_that_are_read(folder, tmp_path):
         # a family that is not known, before what it lacks of a Llama
         (b'{"model_type": "gpt2", "n_embd": 8}', "is of model_type 'gpt2'; those known are llama"),
         (b"{}", "names no model_type; those known are llama"),
-        (b'{"model_type": "llama"}', "does not say vocab_size, hidden_size, intermediate_size"),
+        (b'{"model_type": "llama"}', "does not say intermediate_size"),
         (json.dumps(CONFIG | {"vocab_size": True}).encode(), "vocab_size is True, and has to be"),
         (json.dumps(CONFIG | {"hidden_size": 8.5}).encode(), "hidden_size is 8.5, and has to be"),
     ],

@@ -6,8 +6,8 @@ import pytest
 
 from lcx.cost import cost_of
 from lcx.experiment import Experiment, Train
+from lcx.huggingface import Pretrained
 from lcx.positions import PoSE
-from lcx.pretrained import Pretrained
 from lcx.variants import (
     check_seeds,
     cost_length,

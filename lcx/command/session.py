@@ -17,10 +17,10 @@ from lcx.evaluation.evaluate import describe_data, evaluate
 from lcx.evaluation.metrics import Evaluation, about, jsonable
 from lcx.experiment import Experiments
 from lcx.experiment_file import ExperimentFile
+from lcx.huggingface import Pretrained
 from lcx.model import LM
 from lcx.parallel.preemption import Preempted, Preemption, several
 from lcx.parallel.processes import is_primary
-from lcx.pretrained import Pretrained
 from lcx.training.checkpoint import CorruptCheckpointError
 from lcx.training.fingerprint import fingerprint
 from lcx.training.further import further, go_further

@@ -14,10 +14,10 @@ from lcx.data.documents import Documents
 from lcx.decoding import BeamSearch, Decoding, Sampling, Search
 from lcx.experiment import TABLES
 from lcx.generate import Generator, Written
+from lcx.huggingface import Pretrained
 from lcx.model import LM
 from lcx.opened import open_run
 from lcx.parallel.xla import keep_compiled
-from lcx.pretrained import Pretrained
 from lcx.progress import plain_console
 from lcx.repetition import RepetitionGuard, Resample
 from lcx.types import Ids, Params

@@ -1,16 +1,18 @@
 """Norms, channel mixers and what else blocks are made of, beside token mixers."""
 
-from lcx.layers.channels import CHANNELS, MLP, RWKV7ChannelMix, RWKVChannelMix, SwiGLU
-from lcx.layers.norms import NORMS, LayerNorm, Norm, RMSNorm
+from lcx.layers.channels import CHANNELS, MLP, GeGLU, RWKV7ChannelMix, RWKVChannelMix, SwiGLU
+from lcx.layers.norms import NORMS, LayerNorm, Norm, RMSNorm, ZeroCentredRMSNorm
 
 __all__ = [
     "CHANNELS",
     "MLP",
     "NORMS",
+    "GeGLU",
     "LayerNorm",
     "Norm",
     "RMSNorm",
     "RWKV7ChannelMix",
     "RWKVChannelMix",
     "SwiGLU",
+    "ZeroCentredRMSNorm",
 ]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +14,37 @@ from lcx.layers.rwkv import LastToken, blend, rwkv_depth, token_mix, token_shift
 from lcx.ops import sums
 from lcx.types import Context, Dims, Output, Params, State, absent_fields
 
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+_ACTIVATIONS = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
 
 @dataclass(frozen=True)
-class SwiGLU:
-    """Gated MLP: (silu(x W_gate) * x W_up) W_down (Shazeer 2020). No state."""
+class _Gated:
+    """(act(x W_gate) * x W_up) W_down."""
 
     hidden: int | None = None
     """F; None: 8/3 of the width, rounded up to a multiple of 32."""
+    bias: bool = False
+    """Each of the three projections has one."""
+
+    activation: ClassVar[Activation]
+
+    def width(self, model: int) -> int:
+        """F, in a model of this width."""
+        return self.hidden or -(-8 * model // (3 * 32)) * 32
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
-        hidden = self.hidden or -(-8 * dims.model // (3 * 32)) * 32
+        hidden = self.width(dims.model)
+        axes = ("embed", "mlp")
         return nnx.Dict(
-            gate=linear(dims, dims.model, hidden, ("embed", "mlp"), rngs),
-            up=linear(dims, dims.model, hidden, ("embed", "mlp"), rngs),
-            down=residual(dims, hidden, ("mlp", "embed"), rngs),
+            gate=linear(dims, dims.model, hidden, axes, rngs, bias=self.bias),
+            up=linear(dims, dims.model, hidden, axes, rngs, bias=self.bias),
+            down=residual(dims, hidden, ("mlp", "embed"), rngs, self.bias),
         )
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
@@ -36,23 +53,47 @@ class SwiGLU:
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
-        return Output(params.down(jax.nn.silu(params.gate(x)) * params.up(x)), state)
+        gate = _ACTIVATIONS[self.activation](params.gate(x))
+        return Output(params.down(gate * params.up(x)), state)
+
+
+@dataclass(frozen=True)
+class SwiGLU(_Gated):
+    """Gated MLP: (silu(x W_gate) * x W_up) W_down (Shazeer 2020). No state."""
+
+    activation: ClassVar[Activation] = "silu"
+
+
+@dataclass(frozen=True)
+class GeGLU(_Gated):
+    """Gated MLP: (gelu(x W_gate) * x W_up) W_down (Shazeer 2020), Gemma's. No state.
+
+    gelu as published with tanh.
+    """
+
+    activation: ClassVar[Activation] = "gelu_tanh"
 
 
 @dataclass(frozen=True)
 class MLP:
-    """Two layers without biases: act(x W_up) W_down (Vaswani et al. 2017). No state."""
+    """Two layers: act(x W_up) W_down (Vaswani et al. 2017). No state."""
 
     hidden: int | None = None
     """F; None: four times the width."""
-    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+    activation: Activation = "gelu"
     """GPT-2's is gelu_tanh, Falcon's gelu."""
+    bias: bool = False
+    """Both layers have one."""
+
+    def width(self, model: int) -> int:
+        """F, in a model of this width."""
+        return self.hidden or 4 * model
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
-        hidden = self.hidden or 4 * dims.model
+        hidden = self.width(dims.model)
         return nnx.Dict(
-            up=linear(dims, dims.model, hidden, ("embed", "mlp"), rngs),
-            down=residual(dims, hidden, ("mlp", "embed"), rngs),
+            up=linear(dims, dims.model, hidden, ("embed", "mlp"), rngs, bias=self.bias),
+            down=residual(dims, hidden, ("mlp", "embed"), rngs, self.bias),
         )
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
@@ -62,13 +103,6 @@ class MLP:
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
         return Output(params.down(_ACTIVATIONS[self.activation](params.up(x))), state)
-
-
-_ACTIVATIONS = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-}
 
 
 @dataclass(frozen=True)
@@ -137,4 +171,6 @@ class RWKV7ChannelMix:
         return Output(params.value(jnp.square(jax.nn.relu(k))), state and LastToken(last))
 
 
-CHANNELS: dict[str, type] = {c.__name__: c for c in (SwiGLU, MLP, RWKVChannelMix, RWKV7ChannelMix)}
+CHANNELS: dict[str, type] = {
+    c.__name__: c for c in (SwiGLU, GeGLU, MLP, RWKVChannelMix, RWKV7ChannelMix)
+}

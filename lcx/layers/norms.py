@@ -1,12 +1,14 @@
 """Norms: with parameters, as parts of a model; and without, as functions."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lcx.ops import sums
 from lcx.types import Dims
 
 
@@ -27,11 +29,38 @@ class RMSNorm:
         )
 
 
+class _ZeroCentred(nnx.RMSNorm):
+    def __call__(self, x, mask=None):
+        normed = rms_normalise(x.astype(jnp.float32), self.epsilon)
+        weight: Any = self.scale
+        return (normed * (1 + sums.spread(weight[...], normed))).astype(self.dtype)
+
+
+@dataclass(frozen=True)
+class ZeroCentredRMSNorm:
+    """x / rms(x) * (1 + scale), all of it in fp32: a scale that decays goes to 1 (Gemma, 2024)."""
+
+    eps: float = 1e-6
+
+    def init(self, dims: Dims, rngs: nnx.Rngs) -> nnx.Module:
+        return _ZeroCentred(
+            dims.model,
+            epsilon=self.eps,
+            dtype=jnp.dtype(dims.policy.compute),
+            param_dtype=jnp.dtype(dims.policy.params),
+            scale_init=nnx.initializers.zeros,
+            scale_metadata={"kind": "vector"},
+            rngs=rngs,
+        )
+
+
 @dataclass(frozen=True)
 class LayerNorm:
     """(x - mean) / std * scale + bias, statistics in fp32 (Ba et al. 2016). RWKV's norm."""
 
     eps: float = 1e-5
+    bias: bool = True
+    """False: only scaled, as in MPT."""
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> nnx.Module:
         return nnx.LayerNorm(
@@ -39,6 +68,7 @@ class LayerNorm:
             epsilon=self.eps,
             dtype=jnp.dtype(dims.policy.compute),
             param_dtype=jnp.dtype(dims.policy.params),
+            use_bias=self.bias,
             use_fast_variance=False,
             scale_metadata={"kind": "vector"},
             bias_metadata={"kind": "vector"},
@@ -46,7 +76,7 @@ class LayerNorm:
         )
 
 
-Norm = RMSNorm | LayerNorm
+Norm = RMSNorm | ZeroCentredRMSNorm | LayerNorm
 
 
 def rms_normalise(x: Float[Array, "... V"], eps: float = 1e-6) -> Float[Array, "... V"]:
@@ -71,4 +101,4 @@ def standardise(x: Float[Array, "... V"], eps: float) -> Float[Array, "... V"]:
     return (centred * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
 
 
-NORMS: dict[str, type] = {c.__name__: c for c in (RMSNorm, LayerNorm)}
+NORMS: dict[str, type] = {c.__name__: c for c in (RMSNorm, ZeroCentredRMSNorm, LayerNorm)}

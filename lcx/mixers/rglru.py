@@ -37,6 +37,8 @@ class RGLRU:
 
     heads: int = 4
     kernel_size: int = 4
+    bias: bool = False
+    """The projections to the two branches and out of them have one (RecurrentGemma)."""
 
     def __post_init__(self):
         if self.kernel_size < 1:
@@ -57,14 +59,14 @@ class RGLRU:
             )
 
         return nnx.Dict(
-            x=linear(dims, D, D, ("embed", "heads"), rngs),
-            gate=linear(dims, D, D, ("embed", "heads"), rngs),
+            x=linear(dims, D, D, ("embed", "heads"), rngs, bias=self.bias),
+            gate=linear(dims, D, D, ("embed", "heads"), rngs, bias=self.bias),
             conv=vector(small(self.kernel_size, D, inputs=self.kernel_size)),
             conv_bias=vector(jnp.zeros(D, dtype)),
             recurrence_gate=gate(),
             input_gate=gate(),
             rate=vector(jnp.log(jnp.expm1(-0.5 * jnp.log(square)))),
-            out=residual(dims, D, ("heads", "embed"), rngs),
+            out=residual(dims, D, ("heads", "embed"), rngs, self.bias),
         )
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:

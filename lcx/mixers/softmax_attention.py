@@ -1,6 +1,7 @@
 """Softmax attention: multi-head, grouped or multi-query, over the keys that a sparsity shows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcx.dense import head_width, linear, merge_heads, normal, residual, split_heads, vector
+from lcx.layers import Norm
 from lcx.positions import PositionScheme, RoPE
 from lcx.sparsity import Full, Request, Sparsity
 from lcx.types import Context, Dims, Output, Params, State
@@ -27,40 +29,48 @@ class SoftmaxAttention:
     position: PositionScheme = RoPE()
     sparsity: Sparsity = Full()
     """Which keys a query sees; `Window(512)`: the last 512 tokens."""
-    qk_norm: bool = False
-    """RMS-normalise each head's queries and keys (Dehghani et al. 2023)."""
+    head_width: int | None = None
+    """K; None: the model's width / heads."""
+    biases: tuple[Literal["q", "k", "v", "out"], ...] = ()
+    """Which projections have one."""
+    qk_norm: Norm | None = None
+    """Of each head's queries and keys (Dehghani et al. 2023); one scale for all heads."""
+    scale: float | None = None
+    """Factor of the scores; None: K ** -0.5."""
+    gate: bool = False
+    """Each feature of the output is gated by a sigmoid of its own (Qwen3-Next, 2025)."""
     sink_logit: bool = False
     """A learned score a head, one more term of the softmax's denominator (GPT-OSS, 2025)."""
     softcap: float | None = None
     """A bound on the scores: softcap * tanh(score / softcap) (Gemma 2, 2024)."""
 
     def __post_init__(self):
-        if self.softcap is not None and not self.softcap > 0:
-            raise ValueError(f"SoftmaxAttention: softcap must be positive, not {self.softcap}")
+        for name in ("softcap", "scale", "head_width"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"SoftmaxAttention: {name} must be positive, not {value}")
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
-        width = head_width("SoftmaxAttention", dims, self.heads)
+        width, groups = self._width(dims), self.groups
         self.position.check(width)
-        if self.groups < 1 or self.heads % self.groups:
+        if groups < 1 or self.heads % groups:
             raise ValueError(
-                f"SoftmaxAttention: {self.groups} kv_heads do not divide {self.heads} heads"
+                f"SoftmaxAttention: {groups} kv_heads do not divide {self.heads} heads"
             )
-        self.sparsity.check(self.heads, self.groups, self.position)
+        self.sparsity.check(self.heads, groups, self.position)
+        queries, keys, bias = self.heads * width, groups * width, self.biases
+        axes = ("embed", "heads"), ("embed", "kv_heads")
         params = nnx.Dict(
-            q=linear(dims, dims.model, dims.model, ("embed", "heads"), rngs),
-            k=linear(dims, dims.model, self.groups * width, ("embed", "kv_heads"), rngs),
-            v=linear(dims, dims.model, self.groups * width, ("embed", "kv_heads"), rngs),
-            out=residual(dims, dims.model, ("heads", "embed"), rngs),
+            q=linear(dims, dims.model, queries, axes[0], rngs, bias="q" in bias),
+            k=linear(dims, dims.model, keys, axes[1], rngs, bias="k" in bias),
+            v=linear(dims, dims.model, keys, axes[1], rngs, bias="v" in bias),
+            out=residual(dims, queries, ("heads", "embed"), rngs, "out" in bias),
         )
+        if self.gate:
+            params["gate"] = linear(dims, dims.model, queries, axes[0], rngs)
         if self.qk_norm:
             for name in ("q_norm", "k_norm"):
-                params[name] = nnx.RMSNorm(
-                    width,
-                    dtype=jnp.dtype(dims.policy.compute),
-                    param_dtype=jnp.dtype(dims.policy.params),
-                    scale_metadata={"kind": "vector"},
-                    rngs=rngs,
-                )
+                params[name] = self.qk_norm.init(replace(dims, model=width), rngs)
         if self.sink_logit:  # N(0, 0.02^2), as GPT-OSS draws it
             sink = normal(0.02)(rngs.params(), (self.heads,), jnp.dtype(dims.policy.params))
             params["sink"] = vector(sink)
@@ -71,15 +81,20 @@ class SoftmaxAttention:
         """G, the number of KV heads."""
         return self.heads if self.kv_heads is None else self.kv_heads
 
+    def _width(self, dims: Dims) -> int:
+        if self.head_width is not None and self.heads >= 1:
+            return self.head_width
+        return head_width("SoftmaxAttention", dims, self.heads)
+
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
-        width, dtype = dims.model // self.heads, dims.policy.compute
+        width, dtype = self._width(dims), dims.policy.compute
         return self.sparsity.init_state(batch, capacity, self.groups, width, dtype)
 
     def head_count(self, dims: Dims) -> int:
         return self.heads
 
     def mixing_flops(self, dims: Dims, length: int) -> float:
-        return 4.0 * dims.model * self.sparsity.keys_seen(length)
+        return 4.0 * self.heads * self._width(dims) * self.sparsity.keys_seen(length)
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
@@ -88,10 +103,15 @@ class SoftmaxAttention:
         q, k, v = (split_heads(params[n](x), h) for n, h in zip("qkv", counts, strict=True))
         if self.qk_norm:
             q, k = params.q_norm(q), params.k_norm(k)
+        if self.scale is not None:  # sparsities scale by K ** -0.5
+            q *= self.scale * q.shape[-1] ** 0.5
         asked = Request(q, k, v, ctx, self.position, self.softcap, state)
         o, lse, after = self.sparsity(asked)
         if self.sink_logit:
             # exp(sink) joins the denominator exp(lse)
             share = jax.nn.sigmoid(lse - params.sink[...].astype(jnp.float32))
             o = (share[..., None] * o).astype(o.dtype)
-        return Output(params.out(merge_heads(o)), after)
+        o = merge_heads(o)
+        if self.gate:
+            o *= jax.nn.sigmoid(params.gate(x))
+        return Output(params.out(o), after)

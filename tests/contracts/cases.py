@@ -11,7 +11,7 @@ from flax import nnx
 from lcx import mixers
 from lcx.checking import trial
 from lcx.checking.trial import Trial, gradients_of
-from lcx.layers import CHANNELS
+from lcx.layers import CHANNELS, RMSNorm
 from lcx.mixers import (
     GLA,
     MIXERS,
@@ -57,8 +57,9 @@ TURNED = RoPE(scaling=DynamicYaRN(original=64), fraction=0.5, interleaved=True)
 """All that RoPE can do; to a mixer, scalings differ in their numbers alone."""
 
 SETTINGS: tuple[Sublayer, ...] = (
-    SoftmaxAttention(kv_heads=2, qk_norm=True),
+    SoftmaxAttention(kv_heads=2, qk_norm=RMSNorm()),
     SoftmaxAttention(kv_heads=1),
+    SoftmaxAttention(heads=2, head_width=10, biases=("q", "k", "v", "out"), scale=0.2, gate=True),
     SoftmaxAttention(kv_heads=2, sink_logit=True, softcap=1.5),
     *(SoftmaxAttention(sparsity=Window(size)) for size in (1, 7, 1000)),
     SoftmaxAttention(sparsity=Window(7, sinks=3)),

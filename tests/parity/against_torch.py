@@ -101,12 +101,16 @@ def loss_and_gradients(model: LM, params: Params, tokens: np.ndarray) -> tuple[f
 
 
 def stream(
-    call: Callable, params: Params, tokens: np.ndarray, state: State
+    call: Callable,
+    params: Params,
+    tokens: np.ndarray,
+    state: State,
+    pieces: tuple[int, ...] = PIECES,
 ) -> tuple[np.ndarray, State]:
-    """Logits of a text that the jitted model reads in PIECES, and the state after it."""
-    assert sum(PIECES) == tokens.shape[1]
+    """Logits of a text that the jitted model reads in pieces, and the state after it."""
+    assert sum(pieces) == tokens.shape[1]
     logits = []
-    for piece in np.split(tokens, np.cumsum(PIECES)[:-1], axis=1):
+    for piece in np.split(tokens, np.cumsum(pieces)[:-1], axis=1):
         out, state, _ = call(params, Batch(piece), state)
         logits.append(np.asarray(out))
     return np.concatenate(logits, axis=1), state

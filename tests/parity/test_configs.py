@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 
+from lcx.huggingface.positions import HALVES, NEIGHBOURS, read_positions, write_positions
 from lcx.positions import (
     ALiBi,
     DynamicNTK,
@@ -14,7 +15,6 @@ from lcx.positions import (
     RoPE,
     YaRN,
 )
-from lcx.positions.huggingface import HALVES, NEIGHBOURS, read_positions, write_positions
 from tests.parity.against_torch import NEEDED
 
 transformers = pytest.importorskip("transformers", reason=NEEDED)

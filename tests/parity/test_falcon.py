@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from lcx.block import Block
+from lcx.huggingface.positions import read_positions
 from lcx.layers import MLP, LayerNorm
 from lcx.mixers import SoftmaxAttention
 from lcx.model import LM
 from lcx.positions import ALiBi, RoPE
-from lcx.positions.huggingface import read_positions
 from lcx.types import Batch
 from tests.parity.against_torch import (
     NEEDED,

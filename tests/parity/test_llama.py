@@ -11,6 +11,8 @@ import pytest
 from lcx.block import Block
 from lcx.decoding import BeamSearch
 from lcx.generate import Generator
+from lcx.huggingface import NAMES
+from lcx.huggingface.positions import write_positions
 from lcx.layers import RMSNorm, SwiGLU
 from lcx.mixers import SoftmaxAttention
 from lcx.model import LM
@@ -24,8 +26,6 @@ from lcx.positions import (
     RoPE,
     YaRN,
 )
-from lcx.positions.huggingface import write_positions
-from lcx.pretrained import NAMES
 from lcx.types import Batch
 from tests.parity.against_torch import (
     NEEDED,

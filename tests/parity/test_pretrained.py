@@ -11,9 +11,9 @@ import pytest
 from lcx.command.cli import compare_command
 from lcx.data import BPE, Conversations, Data, TextFiles
 from lcx.experiment_file import load
+from lcx.huggingface import Pretrained
 from lcx.model import LM
 from lcx.positions import PositionInterpolation, RoPE, YaRN
-from lcx.pretrained import Pretrained
 from lcx.protocols.measures import token_scores
 from lcx.sparsity import Full, Window
 from lcx.types import Batch

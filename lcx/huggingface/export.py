@@ -1,0 +1,119 @@
+"""A trained model as a folder that anybody's transformers reads."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lcx import spec
+from lcx.huggingface.config import Config
+from lcx.huggingface.families import FAMILIES
+from lcx.huggingface.family import Family
+from lcx.huggingface.folder import CONFIG, INDEX, SINGLE
+from lcx.huggingface.tensors import written
+from lcx.model import LM
+from lcx.types import Params, Policy
+
+SHARD = 4 * 2**30
+"""Bytes of tensors in a file, where they are more than one file."""
+
+
+def family_of(model: LM) -> tuple[Family, dict[str, Any]]:
+    """The family that has this architecture, and its config.
+
+    Raises ValueError where none has, with what the nearest lacks.
+    """
+    wanted, nearest = _plain(model), None
+    for family in FAMILIES:
+        config, differs = _fit(family, model, wanted)
+        if config is not None and not differs:
+            return family, config
+        if differs and (nearest is None or len(differs) < len(nearest[1])):
+            nearest = family.kinds[0], differs
+    known = ", ".join(kind for family in FAMILIES for kind in family.kinds)
+    if nearest is None:
+        raise ValueError(f"no published family has these parts; those known are {known}")
+    kind, differs = nearest
+    raise ValueError(f"no published family is this model; {kind} is near: {'; '.join(differs[:3])}")
+
+
+def _fit(family: Family, model: LM, wanted: LM) -> tuple[dict[str, Any] | None, list[str]]:
+    """The config that a family has for a model, and in what it tells another."""
+    try:
+        config = family.write(model)
+        if config is None:
+            return None, []
+        told = family.read(Config(config, "the config that was made"))
+    except ValueError as error:
+        return None, [str(error)]
+    return config, list(spec.differences(wanted, _plain(told), "model"))
+
+
+def _plain(model: LM) -> LM:
+    """The model as a config can tell it: sizes are told, and what changes no output is not."""
+    pattern = tuple(_told(block, model) for block in model.pattern)
+    return replace(model, vocab=model.vocabulary, policy=Policy(), remat="none", pattern=pattern)
+
+
+def _told(block: Any, model: LM) -> Any:
+    mixer, channel = block.mixer, block.channel
+    if hasattr(channel, "width"):
+        channel = replace(channel, hidden=channel.width(model.width))
+    if getattr(mixer, "head_width", None) is not None:
+        own = mixer.head_width
+        mixer = replace(mixer, head_width=None if own * mixer.heads == model.width else own)
+    if hasattr(mixer, "groups"):
+        mixer = replace(mixer, kv_heads=mixer.groups)
+    return replace(block, mixer=mixer, channel=channel, dropout=0.0)
+
+
+def write_model(
+    folder: Path, model: LM, params: Params, more: dict[str, Any] | None = None
+) -> None:
+    """config.json and safetensors, in the dtype of the parameters, in a folder that is empty.
+
+    more: of the config, beside the architecture. Raises ValueError for a model that no family has,
+    FileExistsError for a folder that holds something; nothing is written then.
+    """
+    family, config = family_of(model)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty, and nothing is overwritten")
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = model.policy.params
+    config = config | {"dtype": dtype, "torch_dtype": dtype} | (more or {})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _write_tensors(folder, written(family, model, params))
+
+
+def _write_tensors(folder: Path, named: Iterator[tuple[str, np.ndarray]]) -> None:
+    from safetensors.numpy import save_file
+
+    files: list[dict[str, np.ndarray]] = [{}]
+    names: list[list[str]] = []
+    size = total = 0
+
+    def close() -> None:
+        names.append([*files[-1]])
+        save_file(files[-1], folder / f"{len(names)}.part", {"format": "pt"})
+        files[-1] = {}
+
+    for name, tensor in named:
+        if files[-1] and size + tensor.nbytes > SHARD:
+            close()
+            size = 0
+        files[-1][name] = tensor
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    close()
+    if len(names) == 1:
+        (folder / "1.part").rename(folder / SINGLE)
+        return
+    index = {}
+    for number, held in enumerate(names, 1):
+        file = f"model-{number:05}-of-{len(names):05}.safetensors"
+        (folder / f"{number}.part").rename(folder / file)
+        index |= dict.fromkeys(held, file)
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
+    (folder / INDEX).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,195 @@
+"""Llama 2 and 3, Mistral and Ministral; the parts that Qwen, Phi and others share with them."""
+
+from dataclasses import replace
+from typing import Any
+
+from lcx.block import Block
+from lcx.huggingface.config import Config
+from lcx.huggingface.family import Rule, rules
+from lcx.huggingface.positions import read_positions, write_positions
+from lcx.layers import RMSNorm, SwiGLU
+from lcx.mixers import SoftmaxAttention
+from lcx.model import LM
+from lcx.positions import PositionScheme
+from lcx.sparsity import Full, Sparsity, Window
+
+HEAD = rules({"head.kernel": "lm_head.weight"})
+EMBEDDING = {"embed.embedding": "model.embed_tokens.weight", "norm.scale": "model.norm.weight"}
+NORMS = {
+    "mixer_norm.scale": "model.layers.{}.input_layernorm.weight",
+    "channel_norm.scale": "model.layers.{}.post_attention_layernorm.weight",
+}
+ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "o_proj"}
+QK_NORMS = {
+    f"mixer.{x}_norm.scale": f"model.layers.{{}}.self_attn.{x}_norm.weight" for x in ("q", "k")
+}
+GATED = {x: f"{x}_proj" for x in ("gate", "up", "down")}
+
+
+class Llama:
+    """Llama, Mistral (each layer a window), and Ministral (some layers a window)."""
+
+    kinds = ("llama", "mistral", "ministral")
+
+    def read(self, config: Config) -> LM:
+        kind = config.said["model_type"]
+        config.only(hidden_act="silu")
+        biases = config.flag("attention_bias", False)
+        channel = SwiGLU(config.count("intermediate_size"), config.flag("mlp_bias", False))
+        if kind == "llama":  # whose code in transformers reads neither
+            config.only(sliding_window=None, layer_types=None)
+        mixer = replace(attention(config), biases=("q", "k", "v", "out") if biases else ())
+        pattern, repeats = layers(config, mixer, channel)
+        return around(config, pattern, repeats)
+
+    def write(self, model: LM) -> dict[str, Any] | None:
+        match model.pattern[0]:
+            case Block(SoftmaxAttention() as mixer, SwiGLU() as channel, RMSNorm()):
+                pass
+            case _:
+                return None
+        seen = sparsities(model)
+        windows = [s for s in seen if isinstance(s, Window)]
+        kind = "llama" if not windows else "mistral" if len(windows) == len(seen) else "ministral"
+        own: dict[str, Any] = {}
+        if kind == "llama":
+            own |= {"attention_bias": bool(mixer.biases), "mlp_bias": channel.bias}
+        else:
+            own |= {"sliding_window": windows[0].size}
+        if kind == "ministral":
+            own |= {"layer_types": layer_types(model)}
+        return written(kind, model, mixer, channel.width(model.width), own)
+
+    def around(self, model: LM) -> tuple[Rule, ...]:
+        return rules(EMBEDDING) + (() if model.tied else HEAD)
+
+    def within(self, model: LM, block: Block) -> tuple[Rule, ...]:
+        found = NORMS | projections(block.mixer)
+        biased = isinstance(block.channel, SwiGLU) and block.channel.bias
+        return rules(found | gated(biased))
+
+    def copies(self, model: LM) -> tuple[str, ...]:
+        return tuple(rule.tensor for rule in HEAD) if model.tied else ()
+
+
+def projections(mixer: Any) -> dict[str, str]:
+    """Of attention: one tensor each."""
+    found = {}
+    for ours, theirs in ATTENTION.items():
+        stem = f"model.layers.{{}}.self_attn.{theirs}"
+        found[f"mixer.{ours}.kernel"] = f"{stem}.weight"
+        if ours in mixer.biases:
+            found[f"mixer.{ours}.bias"] = f"{stem}.bias"
+    return found | (QK_NORMS if mixer.qk_norm else {})
+
+
+def gated(bias: bool) -> dict[str, str]:
+    """Of a gated MLP: one tensor each."""
+    found = {}
+    for ours, theirs in GATED.items():
+        found[f"channel.{ours}.kernel"] = f"model.layers.{{}}.mlp.{theirs}.weight"
+        if bias:
+            found[f"channel.{ours}.bias"] = f"model.layers.{{}}.mlp.{theirs}.bias"
+    return found
+
+
+def attention(config: Config) -> SoftmaxAttention:
+    """Grouped attention under the config's positions."""
+    heads = config.count("num_attention_heads")
+    width = config.count("hidden_size")
+    own = config.get("head_dim")
+    if own is None and width % heads:
+        raise ValueError(f"{config.where}: {heads} heads do not divide hidden_size {width}")
+    return SoftmaxAttention(
+        heads=heads,
+        kv_heads=config.count("num_key_value_heads", heads),
+        position=position(config),
+        head_width=None if own is None or own * heads == width else config.count("head_dim"),
+    )
+
+
+def position(config: Config) -> PositionScheme:
+    """The mixers' scheme."""
+    config.without(
+        *("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"),
+        "original_max_position_embeddings",
+    )
+    scheme = read_positions(config.said)
+    if not isinstance(scheme, PositionScheme):
+        raise ValueError(f"{config.where}: its positions are {scheme}, which are no mixer's")
+    return scheme
+
+
+def layers(
+    config: Config, mixer: SoftmaxAttention, channel: SwiGLU, window: str = "sliding_window"
+) -> tuple[tuple[Block, ...], int]:
+    """The pattern of blocks and its repeats, by `layer_types` where the config has them."""
+    norm = RMSNorm(config.number("rms_norm_eps", 1e-6))
+    count, size = config.count("num_hidden_layers"), config.get(window)
+    known: dict[str, Sparsity] = {"full_attention": Full()}
+    if size is not None:
+        known["sliding_attention"] = Window(config.count(window))
+    types = config.get("layer_types") or [list(known)[-1]] * count
+    if len(types) != count or not set(types) <= known.keys():
+        raise ValueError(
+            f"{config.where}: layer_types has to name one of {', '.join(known)} for each of the "
+            f"{count} layers, and is {types}, with a sliding_window of {size}"
+        )
+    blocks = tuple(Block(replace(mixer, sparsity=known[t]), channel, norm) for t in types)
+    pattern = period(blocks)
+    return pattern, count // len(pattern)
+
+
+def period(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    """The shortest part that, repeated, is all of them."""
+    count = len(blocks)
+    sizes = (n for n in range(1, count + 1) if count % n == 0)
+    return next(blocks[:n] for n in sizes if blocks[:n] * (count // n) == blocks)
+
+
+def around(config: Config, pattern: tuple[Block, ...], repeats: int) -> LM:
+    """The model around its blocks."""
+    return LM(
+        vocab=config.count("vocab_size"),
+        width=config.count("hidden_size"),
+        pattern=pattern,
+        repeats=repeats,
+        tied=config.flag("tie_word_embeddings", False),
+        norm=pattern[0].norm,
+    )
+
+
+def sparsities(model: LM) -> list[Sparsity | None]:
+    """Of each place in the pattern."""
+    return [getattr(block.mixer, "sparsity", None) for block in model.pattern]
+
+
+def layer_types(model: LM) -> list[str]:
+    """As transformers calls the layers."""
+    names = [
+        "sliding_attention" if isinstance(s, Window) else "full_attention"
+        for s in sparsities(model)
+    ]
+    return names * model.repeats
+
+
+def written(
+    kind: str, model: LM, mixer: SoftmaxAttention, hidden: int, own: dict[str, Any]
+) -> dict[str, Any]:
+    """A config in Llama's words."""
+    norm = model.norm
+    config = {
+        "model_type": kind,
+        "vocab_size": model.vocabulary,
+        "hidden_size": model.width,
+        "intermediate_size": hidden,
+        "num_hidden_layers": len(model.pattern) * model.repeats,
+        "num_attention_heads": mixer.heads,
+        "num_key_value_heads": mixer.groups,
+        "head_dim": mixer.head_width or model.width // mixer.heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": norm.eps,
+        "tie_word_embeddings": model.tied,
+        **own,
+    }
+    return write_positions(mixer.position, config, "rope_scaling")

@@ -1,0 +1,107 @@
+"""Every family against transformers: whole models, in and out, in fp32."""
+
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from lcx.checking.trial import compiled
+from lcx.huggingface import Pretrained
+from lcx.huggingface.export import write_model
+from lcx.huggingface.tensors import read_parameters
+from lcx.model import LM
+from lcx.types import Batch, Params
+from tests.parity.against_torch import (
+    NEEDED,
+    assert_leaves_close,
+    loss_and_gradients,
+    randomise,
+    stream,
+)
+from tests.parity.families import SMALL, Small
+
+torch = pytest.importorskip("torch", reason=NEEDED)
+transformers = pytest.importorskip("transformers", reason=NEEDED)
+
+PIECES = (16, 16, 16)
+BATCH, LENGTH = 2, sum(PIECES)
+
+
+class Pair(NamedTuple):
+    """One model twice, with the same weights."""
+
+    small: Small
+    torch: Any
+    weights: Pretrained
+    model: LM
+    params: Params
+    tokens: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Each model once, when it is first asked for."""
+
+    @cache
+    def pair(name: str) -> Pair:
+        small = SMALL[name]
+        config = getattr(transformers, small.config)(**small.settings)
+        module = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        randomise(module.eval())
+        at = tmp_path_factory.mktemp("families") / "model"
+        module.save_pretrained(at, max_shard_size="60KB")
+        weights = Pretrained(str(at))
+        model = weights.model()
+        tokens = np.random.default_rng(1).integers(0, 97, (BATCH, LENGTH), np.int32)
+        return Pair(small, module, weights, model, weights.load(model), tokens)
+
+    return pair
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_logits_loss_gradients_and_pieces(name, pairs):
+    pair = pairs(name)
+    tokens = torch.from_numpy(pair.tokens).long()
+    out = pair.torch(tokens, labels=tokens, use_cache=False)
+    expected = out.logits.detach().numpy()
+    call = compiled(partial(pair.model))
+    logits = call(pair.params, Batch(pair.tokens)).x
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=pair.small.within)
+    state = pair.model.init_state(BATCH, LENGTH)
+    streamed, _ = stream(call, pair.params, pair.tokens, state, PIECES)
+    np.testing.assert_allclose(streamed, expected, rtol=0, atol=pair.small.within)
+
+    pair.torch.zero_grad()
+    out.loss.backward()
+    gradients = {n: p.grad.numpy() for n, p in pair.torch.named_parameters()}
+
+    def read(name, index):
+        return gradients[name] if index is None else gradients[name][index]
+
+    loss, actual = loss_and_gradients(pair.model, pair.params, pair.tokens)
+    assert loss == pytest.approx(out.loss.item(), abs=2e-6)
+    theirs = read_parameters(pair.weights.family, pair.model, read)
+    assert_leaves_close(actual, theirs, within=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_out_and_in_again(name, pairs, tmp_path):
+    """What lcx writes is what transformers wrote, to the bit, and loads there without a remark."""
+    pair = pairs(name)
+    write_model(tmp_path / "out", pair.model, pair.params)
+    again = Pretrained(str(tmp_path / "out"))
+    assert again.model() == pair.model
+    jax.tree.map(np.testing.assert_array_equal, again.load(pair.model), pair.params)
+    loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(info.values()), info
+    theirs = pair.torch.state_dict()
+    for key, value in loaded.state_dict().items():
+        np.testing.assert_array_equal(value, theirs[key])
+    tokens = torch.from_numpy(pair.tokens).long()
+    with torch.no_grad():
+        a, b = (m(tokens, use_cache=False).logits for m in (loaded.eval(), pair.torch))
+    np.testing.assert_array_equal(a, b)
