@@ -113,6 +113,11 @@ class Experiment:
         """The variant that this one starts from, if it is one."""
         return self.init_from if isinstance(self.init_from, str) else None
 
+    @property
+    def as_published(self) -> bool:
+        """Whether it is a published model as it is, whose weights stay in their folder."""
+        return self.train.steps == 0 and isinstance(self.init_from, Pretrained)
+
     def training_differences(self, other: "Experiment") -> list[str]:
         """Where two experiments differ in what they train.
 

@@ -3,15 +3,19 @@
 import difflib
 import importlib.util
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
 from lcx import spec
-from lcx.experiment import Experiment, Experiments
+from lcx.data import Data, TokenizerFile
+from lcx.experiment import Experiment, Experiments, Train
+from lcx.huggingface import Pretrained
 from lcx.own_code import OwnCode, read_code
 from lcx.paths import absolute, taken_from
+from lcx.protocols import SameTargets
 from lcx.tracebacks import is_own
+from lcx.types import Policy
 
 RESERVED = "report"
 """The folder of the pages, beside the runs."""
@@ -68,6 +72,30 @@ def _made(path: Path, module: ModuleType) -> ExperimentFile:
     made = {name: absolute(experiment) for name, experiment in made.items()}
     code = read_code(path, made.values())
     return ExperimentFile(path, (module.__doc__ or "").strip(), made, code, {})
+
+
+def open_published(folder: Path) -> ExperimentFile:
+    """The one experiment of evaluating a published model as it is, with its own tokenizer.
+
+    Contexts double up to the length of its training; parameters are kept in the dtype that the
+    config says, and computed with in fp32; texts are the Python standard library's, unless `--set`
+    says others. Raises ValueError where the folder holds no such model.
+    """
+    weights = Pretrained(str(folder.resolve()))
+    model = replace(weights.model(), policy=Policy(params=weights.dtype))
+    length = weights.trained_length or 2048
+    experiment = Experiment(
+        model,
+        Data(tokenizer=TokenizerFile(str(folder.resolve() / "tokenizer.json"))),
+        Train(length=length, batch=1, steps=0),
+        SameTargets(tuple(dict.fromkeys(max(1, length >> n) for n in range(5, -1, -1)))),
+        init_from=weights,
+    )
+    name = folder.resolve().name.translate(dict.fromkeys(map(ord, ". ,\t\n"), "_"))
+    path = Path(f"{name}.py")
+    check_name(name, path)
+    question = f"How well does {folder.resolve().name} read, from contexts of every length?"
+    return ExperimentFile(path, question, {name: experiment}, OwnCode({}, {}), {})
 
 
 def check_name(name: object, path: Path) -> None:

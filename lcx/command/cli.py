@@ -15,7 +15,11 @@ from lcx import __version__
 from lcx.planning.chips import CHIPS
 
 FileOrFolder = Annotated[
-    Path, arg(help="experiment file, experiments/quickstart.py for one; or a folder of its runs")
+    Path,
+    arg(
+        help="experiment file, experiments/quickstart.py for one; a folder of its runs; or a "
+        "published model's folder, which is evaluated as it is"
+    ),
 ]
 File = Annotated[Path, arg(help="experiment file, experiments/quickstart.py for one")]
 Out = Annotated[
@@ -148,6 +152,16 @@ def generate_command(
     generate(Asked(folder, prompt, max_new, decoding, seed, samples, stop, guard, json))
 
 
+def export_command(
+    folder: Positional[Annotated[Path, arg(help="a run, runs/quickstart/softmax for one")]],
+    to: Annotated[Path, arg(help="a folder that is not there yet, or is empty")],
+) -> None:
+    """Write a trained variant as Hugging Face has models, for transformers and others to read."""
+    from lcx.command.exporting import export
+
+    export(folder, to)
+
+
 def list_command(
     folder: Positional[Path] = Path("experiments"),
     cost: Annotated[
@@ -206,6 +220,7 @@ COMMANDS = {
     "evaluate": evaluate_command,
     "report": report_command,
     "generate": generate_command,
+    "export": export_command,
     "check": check_command,
     "list": list_command,
     "positions": positions_command,

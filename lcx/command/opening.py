@@ -13,7 +13,7 @@ from lcx.checking import check_own
 from lcx.command.pages import check_together
 from lcx.command.session import Session
 from lcx.experiment import choose, validate, with_vocabulary
-from lcx.experiment_file import load
+from lcx.experiment_file import ExperimentFile, load, open_published
 from lcx.parallel.preemption import Preemption
 from lcx.parallel.processes import is_primary, join
 from lcx.parallel.xla import keep_compiled
@@ -26,7 +26,8 @@ class Asked(NamedTuple):
     """What a command was asked."""
 
     path: Path
-    """An experiment file, or a folder of runs, whose experiments are taken as they are there."""
+    """An experiment file; a folder of runs, whose experiments are taken as they are there; or a
+    published model's, which is evaluated as it is."""
     out: Path | None
     only: str | None
     assignments: tuple[str, ...]
@@ -46,7 +47,7 @@ def open_session(asked: Asked) -> Iterator[Session]:
     join()
     keep_compiled(cache.folder() / "xla")
     console = plain_console(quiet=not is_primary())
-    loaded = open_folder(path) if path.is_dir() else load(path)
+    loaded = _load(path)
     experiments, chosen = choose(loaded.experiments, only, assignments)
     if seeds is not None:
         if seeds < 1:
@@ -54,7 +55,8 @@ def open_session(asked: Asked) -> Iterator[Session]:
         experiments = {name: replace(e, seeds=seeds) for name, e in experiments.items()}
     check_links(experiments)
     if out is None:
-        out = path if path.is_dir() else Path("runs") / path.stem
+        runs = path.is_dir() and not _is_published(path)
+        out = path if runs else Path("runs") / loaded.path.stem
     listens = Preemption(lambda message: console.print(message, style="yellow"))
     changes = {name: list(said) for name, said in loaded.changes.items()}
     for name in chosen:
@@ -76,6 +78,16 @@ def open_session(asked: Asked) -> Iterator[Session]:
         check_writable(out)
     with session.preemption:
         yield session
+
+
+def _load(path: Path) -> ExperimentFile:
+    if not path.is_dir():
+        return load(path)
+    return open_published(path) if _is_published(path) else open_folder(path)
+
+
+def _is_published(path: Path) -> bool:
+    return (path / "config.json").is_file()
 
 
 def check_writable(out: Path) -> None:

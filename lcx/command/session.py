@@ -180,7 +180,7 @@ class Session:
         run.claim(experiment, origin, self.file.code.files)
         start = None
         if isinstance(experiment.init_from, Pretrained):
-            start = experiment.init_from.load(experiment.model)
+            start = experiment.init_from.load(experiment.model, experiment.mesh)
         elif parent := experiment.init_from:
             before = self._begins_from(parent, seed)
             if before.name in self.failures:

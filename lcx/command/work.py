@@ -38,6 +38,9 @@ def train(asked: Asked) -> int:
 def evaluate(asked: Asked) -> int:
     """`lcx evaluate`: the exit code."""
     with open_session(asked) as session:
+        for name in session.order:
+            if session.experiments[name].as_published:  # there is nothing to train
+                session.train(name)
         session.check_trained()
         return _end(session, [x for name in session.chosen for x in session.evaluate(name)])
 

@@ -25,6 +25,17 @@ class ByteTokenizer:
     def __init__(self):
         self.byte_lengths = (np.arange(257) != self.bos).astype(np.int32)
 
+    @property
+    def json(self) -> str:
+        """The same tokenizer as a file of the `tokenizers` library, BOS being `BOS_NAMES[0]`."""
+        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+        model = Tokenizer(models.BPE({char: byte for byte, char in enumerate(BYTE_TO_CHAR)}, []))
+        model.add_special_tokens([AddedToken(BOS_NAMES[0], special=True)])
+        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        model.decoder = decoders.ByteLevel()
+        return model.to_str()
+
     def encode(self, text: bytes) -> Int[np.ndarray, " n"]:
         return np.frombuffer(text, np.uint8).astype(np.int32)
 
@@ -48,6 +59,7 @@ class ByteLevelTokenizer:
     def __init__(self, json: str, where: str):
         import tokenizers
 
+        self.json = json
         try:
             self._model = tokenizers.Tokenizer.from_str(json)
         except Exception as error:  # the library raises nothing narrower

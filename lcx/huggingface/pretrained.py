@@ -3,7 +3,7 @@
 import difflib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -66,6 +66,12 @@ class Pretrained:
         said = self._files.config
         names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
         return next((said[name] for name in names if said.get(name) is not None), None)
+
+    @property
+    def dtype(self) -> Literal["float32", "bfloat16"]:
+        """Of parameters that hold what the config says the files hold: fp32 of fp16, too."""
+        said = self._files.config.get("dtype") or self._files.config.get("torch_dtype")
+        return "bfloat16" if said == "bfloat16" else "float32"
 
     @property
     def ends(self) -> tuple[int, ...]:

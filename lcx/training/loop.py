@@ -15,6 +15,7 @@ from rich.text import Text
 
 from lcx.data import Texts
 from lcx.experiment import Experiment
+from lcx.huggingface import Pretrained
 from lcx.logits import over_logits
 from lcx.losses import LossSums
 from lcx.optim import in_fp32
@@ -163,6 +164,9 @@ def train(
     Preempted, after a checkpoint, where `preemption` says that this process has to end.
     """
     console = console or plain_console()
+    if experiment.as_published and start is not None:
+        run.finish(fingerprint(start))
+        return
     settings = experiment.train
     optimizer = settings.optimizer.transform(settings.steps)
     mesh = make_mesh(experiment.mesh)
@@ -257,12 +261,15 @@ class Validation:
 def restore_params(experiment: Experiment, run: Run, console: Console | None = None) -> Params:
     """The parameters of a finished run, on this experiment's mesh.
 
-    Raises FileNotFoundError where the run is not finished, CorruptCheckpointError where its last
+    Those of a published model that was not trained are read where they lie. Raises
+    FileNotFoundError where the run is not finished, CorruptCheckpointError where its last
     checkpoint cannot be read.
     """
-    steps = experiment.train.steps
+    steps, start = experiment.train.steps, experiment.init_from
     if not finished(experiment, run):
         raise FileNotFoundError(f"{run.name} is not trained in {run.folder.parent} (lcx train)")
+    if experiment.as_published and isinstance(start, Pretrained):
+        return start.load(experiment.model, experiment.mesh)
     mesh = make_mesh(experiment.mesh)
     abstract = jax.eval_shape(experiment.model.init, jax.random.key(0))
     like = jax.tree.map(
@@ -280,7 +287,9 @@ def restore_params(experiment: Experiment, run: Run, console: Console | None = N
 
 
 def finished(experiment: Experiment, run: Run) -> bool:
-    """Whether the run has the checkpoint of its last step."""
+    """Whether the run has the checkpoint of its last step; a published model needs none."""
+    if experiment.as_published:
+        return run.origin is not None
     return (run.checkpoints / str(experiment.train.steps)).is_dir()
 
 

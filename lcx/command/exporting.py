@@ -1,0 +1,138 @@
+"""`lcx export`: a trained run as a folder that anybody's transformers reads."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lcx import __version__, spec
+from lcx.data import Tokenizer
+from lcx.data.byte_level import ByteLevelTokenizer, ByteTokenizer
+from lcx.evaluation.metrics import Evaluation
+from lcx.huggingface.export import family_of, write_model
+from lcx.model import count_parameters
+from lcx.opened import OpenedRun, open_run
+from lcx.progress import plain_console
+
+USE = """\
+```python
+from transformers import AutoModelForCausalLM{more}
+
+model = AutoModelForCausalLM.from_pretrained("{folder}")
+{tokenizer}```
+"""
+SPELLS = """\
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+ids = tokenizer("The beginning of a text", return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids, max_new_tokens=64)[0]))
+"""
+
+
+def export(folder: Path, to: Path) -> None:
+    """Write the run in `folder` to a folder of its own, all of it or nothing.
+
+    Raises ValueError for a model that no published family is, FileExistsError where `to` holds
+    something, FileNotFoundError where the run is not finished.
+    """
+    run = open_run(folder)
+    family, _ = family_of(run.model)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise FileExistsError(f"--to {to} is not empty, and nothing is overwritten; give another")
+    tokenizer = run.texts.tokenizer
+    bos = tokenizer.bos if isinstance(tokenizer, Tokenizer) else None
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}-") as made:
+        whole = Path(made) / "whole"
+        # the next text's first token is what ends a text
+        ids = {"bos_token_id": bos, "eos_token_id": bos}
+        more = ids | {"max_position_embeddings": run.experiment.train.length}
+        write_model(whole, run.model, run.params, more)
+        if bos is not None:
+            _write(whole / "generation_config.json", ids)
+        spells = _write_tokenizer(whole, tokenizer, run.experiment.train.length)
+        card = _card(run, to.name, family.kinds[0], spells)
+        (whole / "README.md").write_text(card, encoding="utf-8")
+        if to.exists():
+            to.rmdir()
+        shutil.move(whole, to)
+    kind = json.loads((to / "config.json").read_text())["model_type"]
+    plain_console().print(f"{run.run.name}, as a {kind}: {to}", highlight=False)
+
+
+def _write_tokenizer(folder: Path, tokenizer: Any, length: int) -> bool:
+    """tokenizer.json and its config; False where the model reads symbols, which spell nothing."""
+    if not isinstance(tokenizer, ByteTokenizer | ByteLevelTokenizer):
+        return False
+    made = json.loads(tokenizer.json)
+    bos = next(t["content"] for t in made["added_tokens"] if t["id"] == tokenizer.bos)
+    if made.get("post_processor") is None:  # documents begin with BOS, and so do prompts
+        made["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [_special(bos), {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [
+                *(_special(bos), {"Sequence": {"id": "A", "type_id": 0}}),
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos], "tokens": [bos]}},
+        }
+    _write(folder / "tokenizer.json", made)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": bos,
+        "eos_token": bos,
+        "model_max_length": length,
+        "clean_up_tokenization_spaces": False,
+    }
+    _write(folder / "tokenizer_config.json", config)
+    return True
+
+
+def _special(token: str) -> dict[str, Any]:
+    return {"SpecialToken": {"id": token, "type_id": 0}}
+
+
+def _write(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _card(run: OpenedRun, name: str, kind: str, spells: bool) -> str:
+    """The model card: what it is, how it reads longer texts, and how to load it."""
+    experiment = run.experiment
+    made = {
+        "architecture": spec.describe(experiment.model.pattern[0].mixer),
+        "parameters": f"{count_parameters(run.model):,}",
+        "trained on": spec.describe(experiment.data),
+        "length of its texts": f"{experiment.train.length} tokens",
+        "steps": f"{experiment.train.steps:,}",
+        "written by": f"lcx {__version__}",
+    }
+    facts = "\n".join(f"| {name} | {value} |" for name, value in made.items())
+    tables = "\n".join(_result(result) for result in run.evaluations)
+    spelled = SPELLS.format(folder=name) if spells else ""
+    use = USE.format(folder=name, tokenizer=spelled, more=", AutoTokenizer" if spells else "")
+    return (
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- lcx\n"
+        f"- {kind}\n---\n\n# {name}\n\n| | |\n|---|---|\n{facts}\n\n{tables}\n## Use\n\n{use}"
+    )
+
+
+def _result(result: Evaluation) -> str:
+    """What one evaluation found, by context."""
+    about = result["about"]
+    measure = about["measures"][0]
+    rows = "\n".join(
+        f"| {point['context']:,} | {point[measure['key']]:.4g} | {_between(point, measure)} |"
+        for point in result["contexts"]
+    )
+    return (
+        f"## {measure['name'].capitalize()} by context\n\n{about['words']}\n\n"
+        f"| context ({about['unit']}) | {measure['name']} | 95% interval over documents |\n"
+        f"|---|---|---|\n{rows}\n"
+    )
+
+
+def _between(point: dict[str, Any], measure: dict[str, Any]) -> str:
+    low, high = point[measure["interval"]]
+    return "" if low is None else f"{low:.4g} to {high:.4g}"
