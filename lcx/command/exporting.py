@@ -135,4 +135,4 @@ def _result(result: Evaluation) -> str:
 
 def _between(point: dict[str, Any], measure: dict[str, Any]) -> str:
     low, high = point[measure["interval"]]
-    return "" if low is None else f"{low:.4g} to {high:.4g}"
+    return "" if low is None or high is None else f"{low:.4g} to {high:.4g}"

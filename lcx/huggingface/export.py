@@ -97,7 +97,9 @@ def _write_tensors(folder: Path, named: Iterator[tuple[str, np.ndarray]]) -> Non
 
     def close() -> None:
         names.append([*files[-1]])
-        save_file(files[-1], folder / f"{len(names)}.part", {"format": "pt"})
+        part = folder / f"{len(names)}.part"
+        save_file(files[-1], part, {"format": "pt"})
+        part.chmod(0o644)  # as other files are
         files[-1] = {}
 
     for name, tensor in named:
