@@ -14,6 +14,7 @@ from lcx.huggingface.families import FAMILIES
 from lcx.huggingface.family import Family
 from lcx.huggingface.folder import CONFIG, INDEX, SINGLE
 from lcx.huggingface.tensors import written
+from lcx.mixers import SoftmaxAttention
 from lcx.model import LM
 from lcx.types import Params, Policy
 
@@ -62,9 +63,11 @@ def _told(block: Any, model: LM) -> Any:
     mixer, channel = block.mixer, block.channel
     if hasattr(channel, "width"):
         channel = replace(channel, hidden=channel.width(model.width))
-    if getattr(mixer, "head_width", None) is not None:
-        own = mixer.head_width
-        mixer = replace(mixer, head_width=None if own * mixer.heads == model.width else own)
+    if isinstance(mixer, SoftmaxAttention):
+        width = mixer.head_width or model.width // max(mixer.heads, 1)
+        own = None if width * mixer.heads == model.width else width
+        scale = None if mixer.scale == width**-0.5 else mixer.scale
+        mixer = replace(mixer, head_width=own, scale=scale)
     if hasattr(mixer, "groups"):
         mixer = replace(mixer, kv_heads=mixer.groups)
     return replace(block, mixer=mixer, channel=channel, dropout=0.0)
@@ -83,6 +86,8 @@ def write_model(
         raise FileExistsError(f"{folder} is not empty, and nothing is overwritten")
     folder.mkdir(parents=True, exist_ok=True)
     dtype = model.policy.params
+    # transformers takes a family's own ids of these, where a config says none
+    config = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")) | config
     config = config | {"dtype": dtype, "torch_dtype": dtype} | (more or {})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     _write_tensors(folder, written(family, model, params))

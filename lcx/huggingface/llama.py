@@ -1,5 +1,6 @@
 """Llama 2 and 3, Mistral and Ministral; the parts that Qwen, Phi and others share with them."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from lcx.huggingface.positions import read_positions, write_positions
 from lcx.layers import RMSNorm, SwiGLU
 from lcx.mixers import SoftmaxAttention
 from lcx.model import LM
-from lcx.positions import PositionScheme
+from lcx.positions import PositionScheme, RoPE
 from lcx.sparsity import Full, Sparsity, Window
 
 HEAD = rules({"head.kernel": "lm_head.weight"})
@@ -24,12 +25,14 @@ QK_NORMS = {
     f"mixer.{x}_norm.scale": f"model.layers.{{}}.self_attn.{x}_norm.weight" for x in ("q", "k")
 }
 GATED = {x: f"{x}_proj" for x in ("gate", "up", "down")}
+PARTIAL = ("phi3", "recurrent_gemma", "qwen3_next")
+"""Families that turn a part of each head, of those that share this file."""
 
 
 class Llama:
     """Llama, Mistral (each layer a window), and Ministral (some layers a window)."""
 
-    kinds = ("llama", "mistral", "ministral")
+    kinds: Sequence[str] = ("llama", "mistral", "ministral")
 
     def read(self, config: Config) -> LM:
         kind = config.said["model_type"]
@@ -39,7 +42,9 @@ class Llama:
         if kind == "llama":  # whose code in transformers reads neither
             config.only(sliding_window=None, layer_types=None)
         mixer = replace(attention(config), biases=("q", "k", "v", "out") if biases else ())
-        pattern, repeats = layers(config, mixer, channel)
+        size = config.count("sliding_window") if "sliding_window" in config else None
+        known = windowed(Block(mixer, channel, RMSNorm(config.number("rms_norm_eps", 1e-6))), size)
+        pattern, repeats = layers(config, known, lambda layer: [*known][-1])
         return around(config, pattern, repeats)
 
     def write(self, model: LM) -> dict[str, Any] | None:
@@ -72,14 +77,13 @@ class Llama:
         return tuple(rule.tensor for rule in HEAD) if model.tied else ()
 
 
-def projections(mixer: Any) -> dict[str, str]:
+def projections(mixer: Any, stem: str = "model.layers.{}.self_attn") -> dict[str, str]:
     """Of attention: one tensor each."""
     found = {}
     for ours, theirs in ATTENTION.items():
-        stem = f"model.layers.{{}}.self_attn.{theirs}"
-        found[f"mixer.{ours}.kernel"] = f"{stem}.weight"
+        found[f"mixer.{ours}.kernel"] = f"{stem}.{theirs}.weight"
         if ours in mixer.biases:
-            found[f"mixer.{ours}.bias"] = f"{stem}.bias"
+            found[f"mixer.{ours}.bias"] = f"{stem}.{theirs}.bias"
     return found | (QK_NORMS if mixer.qk_norm else {})
 
 
@@ -114,29 +118,41 @@ def position(config: Config) -> PositionScheme:
         *("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"),
         "original_max_position_embeddings",
     )
-    scheme = read_positions(config.said)
+    scheme, kind = read_positions(config.said), config.said["model_type"]
+    if isinstance(scheme, RoPE) and scheme.fraction != 1 and kind not in PARTIAL:
+        raise ValueError(
+            f"{config.where}: partial_rotary_factor is {scheme.fraction}, which {kind} does not "
+            f"have; {', '.join(PARTIAL)} do"
+        )
     if not isinstance(scheme, PositionScheme):
         raise ValueError(f"{config.where}: its positions are {scheme}, which are no mixer's")
     return scheme
 
 
+def windowed(block: Block, size: int | None) -> dict[str, Block]:
+    """The block by what transformers calls its layers: over all keys, and over a window."""
+    mixer: Any = block.mixer
+    found = {"full_attention": replace(block, mixer=replace(mixer, sparsity=Full()))}
+    if size is None:
+        return found
+    return found | {
+        "sliding_attention": replace(block, mixer=replace(mixer, sparsity=Window(size)))
+    }
+
+
 def layers(
-    config: Config, mixer: SoftmaxAttention, channel: SwiGLU, window: str = "sliding_window"
+    config: Config, known: Mapping[str, Block], usual: Callable[[int], str]
 ) -> tuple[tuple[Block, ...], int]:
-    """The pattern of blocks and its repeats, by `layer_types` where the config has them."""
-    norm = RMSNorm(config.number("rms_norm_eps", 1e-6))
-    count, size = config.count("num_hidden_layers"), config.get(window)
-    known: dict[str, Sparsity] = {"full_attention": Full()}
-    if size is not None:
-        known["sliding_attention"] = Window(config.count(window))
-    types = config.get("layer_types") or [list(known)[-1]] * count
+    """The pattern of blocks and its repeats, by `layer_types`; where it is not said, by `usual`."""
+    count = config.count("num_hidden_layers")
+    types = config.get("layer_types") or [usual(layer) for layer in range(count)]
     if len(types) != count or not set(types) <= known.keys():
         raise ValueError(
             f"{config.where}: layer_types has to name one of {', '.join(known)} for each of the "
-            f"{count} layers, and is {types}, with a sliding_window of {size}"
+            f"{count} layers, and is {types}"
+            + ("" if "sliding_attention" in known else ", with no sliding_window")
         )
-    blocks = tuple(Block(replace(mixer, sparsity=known[t]), channel, norm) for t in types)
-    pattern = period(blocks)
+    pattern = period(tuple(known[kind] for kind in types))
     return pattern, count // len(pattern)
 
 
@@ -147,14 +163,14 @@ def period(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
     return next(blocks[:n] for n in sizes if blocks[:n] * (count // n) == blocks)
 
 
-def around(config: Config, pattern: tuple[Block, ...], repeats: int) -> LM:
-    """The model around its blocks."""
+def around(config: Config, pattern: tuple[Block, ...], repeats: int, tied: bool = False) -> LM:
+    """The model around its blocks; tied: where the config does not say."""
     return LM(
         vocab=config.count("vocab_size"),
         width=config.count("hidden_size"),
         pattern=pattern,
         repeats=repeats,
-        tied=config.flag("tie_word_embeddings", False),
+        tied=config.flag("tie_word_embeddings", tied),
         norm=pattern[0].norm,
     )
 

@@ -21,13 +21,14 @@ Spelling = Literal["rope_parameters", "rope_scaling"]
 
 HALVES = frozenset(
     "llama mistral ministral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 phi phi3 "
-    "olmo olmo2 olmoe falcon gpt_neox stablelm starcoder2 persimmon smollm3 gpt_oss granite".split()
+    "olmo olmo2 olmoe falcon gpt_neox stablelm starcoder2 persimmon smollm3 gpt_oss granite "
+    "recurrent_gemma".split()
 )
 NEIGHBOURS = frozenset("cohere glm glm4 helium".split())
 """Families with RoPE, by `model_type`, and which features they pair: no config says so."""
 
 FRACTIONS = {
-    **dict.fromkeys(("phi", "persimmon", "glm", "glm4"), 0.5),
+    **dict.fromkeys(("phi", "persimmon", "glm", "glm4", "recurrent_gemma"), 0.5),
     **dict.fromkeys(("stablelm", "gpt_neox"), 0.25),
 }
 """Which part of a head turns where a config does not say."""
@@ -49,6 +50,8 @@ _KEYS = {
     "longrope": {"short_factor", "long_factor", _ORIGINAL, "factor", "attention_factor"},
 }
 """What each kind may say, beside the common keys."""
+_ALONE = {"phi3": ("longrope",), "recurrent_gemma": ()}
+"""Families that have but these kinds, beside RoPE itself."""
 _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 _SYNONYMS = {"su": "longrope"}
 
@@ -259,12 +262,15 @@ def _spelled(position: RoPE, config: Config, spelling: Spelling) -> dict[str, An
             more = {"rope_type": "longrope", "factor": factor, _ORIGINAL: original}
             more |= {"short_factor": list(short), "long_factor": list(long)}
             top = {_ORIGINAL: original}
+            if config.get("max_position_embeddings") is None:  # older code has the factor from it
+                top |= {"max_position_embeddings": round(factor * original)}
             more |= {} if attention is None else {"attention_factor": attention}
         case other:
             raise ValueError(f"{other} has no rope_type; those there are: {', '.join(_KEYS)}")
     family = config["model_type"]
-    if family == "phi3" and more["rope_type"] not in ("default", "longrope"):
-        raise ValueError(f"phi3 has no rope_type but longrope: not {position.scaling}")
+    if more["rope_type"] not in ("default", *_ALONE.get(family, _KEYS)):
+        kinds = " but longrope" if family == "phi3" else ""
+        raise ValueError(f"{family} has no rope_type{kinds}: not {position.scaling}")
     if family == "smollm3":  # whose default is another
         top |= {"no_rope_layers": [1] * _needed(config, "num_hidden_layers", "no_rope_layers")}
     usual = position.fraction == FRACTIONS.get(family, 1.0)

@@ -68,7 +68,13 @@ class Pretrained:
     def trained_length(self) -> int | None:
         """The longest text that the config says the model reads, in tokens; None: it says none."""
         said = self._files.config
-        names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+        names = (
+            "max_position_embeddings",
+            "n_positions",
+            "max_seq_len",
+            "seq_length",
+            "context_length",
+        )
         return next((said[name] for name in names if said.get(name) is not None), None)
 
     @property

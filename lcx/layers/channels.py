@@ -116,8 +116,12 @@ class RWKVChannelMix:
     hidden: int | None = None
     """F; None: four times the width."""
 
+    def width(self, model: int) -> int:
+        """F, in a model of this width."""
+        return self.hidden or 4 * model
+
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
-        hidden = self.hidden or 4 * dims.model
+        hidden = self.width(dims.model)
         mix = token_mix(dims, 1 - dims.layer / dims.layers)
         return nnx.Dict(
             mix_k=vector(mix),
@@ -150,8 +154,12 @@ class RWKV7ChannelMix:
     hidden: int | None = None
     """F; None: four times the width."""
 
+    def width(self, model: int) -> int:
+        """F, in a model of this width."""
+        return self.hidden or 4 * model
+
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
-        hidden = self.hidden or 4 * dims.model
+        hidden = self.width(dims.model)
         _, to_end = rwkv_depth(dims)
         small = uniform(0.5 * dims.model**-0.5)
         return nnx.Dict(

@@ -24,8 +24,14 @@ def randomise(module: Any) -> None:
         a = parameter.detach().numpy()  # the module's own memory
         if "time_mix" in name:
             a[...] = rng.uniform(0, 1, a.shape)
-        elif "time_decay" in name:  # to 1/e in anything from 100 tokens to half a token
+        elif name.endswith(
+            ("time_decay", "A_log")
+        ):  # to 1/e in anything from 100 tokens to half a token
             a[...] = rng.uniform(-4.6, 0.7, a.shape)
+        elif name.endswith("recurrent_param"):  # with these gates, a^2 is far enough from 1 that
+            a[...] = rng.uniform(-3, 0, a.shape)  # transformers' sqrt(1 - a^2) has its digits
+        elif name.endswith("gate_weight"):
+            a[...] = rng.normal(0, 0.3 * a.shape[1] ** -0.5, a.shape)
         elif a.ndim == 2:
             a[...] = rng.normal(0, a.shape[1] ** -0.5, a.shape)
         elif name.endswith("weight"):  # of a norm

@@ -1,0 +1,115 @@
+"""Mamba-2."""
+
+from typing import Any
+
+from lcx.block import Block
+from lcx.huggingface.config import Config
+from lcx.huggingface.family import Rule, rules
+from lcx.layers import RMSNorm
+from lcx.mixers import Mamba2
+from lcx.model import LM
+
+HEAD = rules({"head.kernel": "lm_head.weight"})
+EMBEDDING = {
+    "embed.embedding": "backbone.embeddings.weight",
+    "norm.scale": "backbone.norm_f.weight",
+}
+MIXER = {
+    "conv_bias": "conv1d.bias",
+    "log_rate": "A_log",
+    "step_bias": "dt_bias",
+    "skip": "D",
+    "scale": "norm.weight",
+    "out.kernel": "out_proj.weight",
+}
+INPUTS = ("gate", "x", "b", "c", "step")
+"""In the order in which one tensor has them."""
+EPS = 1e-5
+"""Of the mixer's norm, which a config says together with that of the others."""
+ENDLESS = (float("inf"), {"__float__": "Infinity"})
+"""As JSON has it, and as transformers 5 does."""
+
+
+class Mamba2Family:
+    """Mamba-2 with one group of heads."""
+
+    kinds = ("mamba2",)
+
+    def read(self, config: Config) -> LM:
+        config.only(use_bias=False, use_conv_bias=True, hidden_act="silu", layer_norm_epsilon=EPS)
+        if (groups := config.count("n_groups", 8)) != 1:
+            raise ValueError(f"{config.where}: n_groups is {groups}; only 1 is supported")
+        least, most = config.get("time_step_limit", (0.0, ENDLESS[0]))
+        if least != 0 or most not in ENDLESS:
+            raise ValueError(
+                f"{config.where}: time_step_limit is {[least, most]}; only steps without a limit, "
+                "[0, Infinity], are supported"
+            )
+        # of how training begins; of the code's speed; of rounding
+        config.without("time_step_rank", "time_step_min", "time_step_max", "time_step_floor")
+        config.without("rescale_prenorm_residual", "chunk_size", "residual_in_fp32")
+        mixer = Mamba2(
+            state=config.count("state_size", 128),
+            head_width=config.count("head_dim", 64),
+            expand=config.count("expand", 2),
+            kernel_size=config.count("conv_kernel", 4),
+        )
+        heads, width = config.count("num_heads"), config.count("hidden_size")
+        if heads * mixer.head_width != mixer.expand * width:
+            raise ValueError(
+                f"{config.where}: {heads} heads of {mixer.head_width} are not the inner width, "
+                f"{mixer.expand} * {width}"
+            )
+        norm = RMSNorm(EPS)
+        return LM(
+            vocab=config.count("vocab_size"),
+            width=width,
+            pattern=(Block(mixer, None, norm),),
+            repeats=config.count("num_hidden_layers"),
+            tied=config.flag("tie_word_embeddings", False),
+            norm=norm,
+        )
+
+    def write(self, model: LM) -> dict[str, Any] | None:
+        match model.pattern[0]:
+            case Block(Mamba2() as mixer, None, RMSNorm() as norm):
+                pass
+            case _:
+                return None
+        return {
+            "model_type": "mamba2",
+            "vocab_size": model.vocabulary,
+            "hidden_size": model.width,
+            "num_hidden_layers": len(model.pattern) * model.repeats,
+            "num_heads": mixer.head_count(model.dims),
+            "head_dim": mixer.head_width,
+            "state_size": mixer.state,
+            "expand": mixer.expand,
+            "conv_kernel": mixer.kernel_size,
+            "n_groups": 1,
+            "use_bias": False,
+            "use_conv_bias": True,
+            "hidden_act": "silu",
+            "layer_norm_epsilon": norm.eps,
+            "tie_word_embeddings": model.tied,
+        }
+
+    def around(self, model: LM) -> tuple[Rule, ...]:
+        return rules(EMBEDDING) + (() if model.tied else HEAD)
+
+    def within(self, model: LM, block: Any) -> tuple[Rule, ...]:
+        stem = "backbone.layers.{}.mixer"
+        return (
+            *rules({"mixer_norm.scale": "backbone.layers.{}.norm.weight"}),
+            *rules({f"mixer.{ours}": f"{stem}.{theirs}" for ours, theirs in MIXER.items()}),
+            Rule(f"{stem}.in_proj.weight", tuple(f"mixer.{n}.kernel" for n in INPUTS)),
+            convolution("mixer.conv", f"{stem}.conv1d.weight", block.mixer.kernel_size),
+        )
+
+    def copies(self, model: LM) -> tuple[str, ...]:
+        return tuple(rule.tensor for rule in HEAD) if model.tied else ()
+
+
+def convolution(leaf: str, tensor: str, taps: int) -> Rule:
+    """Of a short convolution, which torch keeps as [C, 1, taps]."""
+    return Rule(tensor, (leaf,), turned=True, shape=(-1, 1, taps))
