@@ -44,11 +44,9 @@ def export(folder: Path, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}-") as made:
         whole = Path(made) / "whole"
-        # the next text's first token is what ends a text
-        ids = {"bos_token_id": bos, "eos_token_id": bos}
-        more = ids | {"max_position_embeddings": run.experiment.train.length}
-        write_model(whole, run.model, run.params, more)
+        write_model(whole, run.model, run.params, run.experiment.train.length, bos)
         if bos is not None:
+            ids = {"bos_token_id": bos, "eos_token_id": bos}
             _write(whole / "generation_config.json", ids)
         spells = _write_tokenizer(whole, tokenizer, run.experiment.train.length)
         card = _card(run, to.name, family.kinds[0], spells)

@@ -73,12 +73,23 @@ def _told(block: Any, model: LM) -> Any:
     return replace(block, mixer=mixer, channel=channel, dropout=0.0)
 
 
+LENGTH = {"mpt": "max_seq_len", "rwkv": "context_length"}
+"""What configs call the length of the texts of a training, where it is no max_position_embeddings."""
+NO_LENGTH = ("gpt2", "bloom", "mamba2")
+"""Families whose configs do not say it; GPT-2's is the number of its vectors."""
+
+
 def write_model(
-    folder: Path, model: LM, params: Params, more: dict[str, Any] | None = None
+    folder: Path,
+    model: LM,
+    params: Params,
+    length: int | None = None,
+    bos: int | None = None,
 ) -> None:
     """config.json and safetensors, in the dtype of the parameters, in a folder that is empty.
 
-    more: of the config, beside the architecture. Raises ValueError for a model that no family has,
+    length: of the texts of its training. bos: the id that begins a text, and ends the one before.
+    Raises ValueError for a model that no family has,
     FileExistsError for a folder that holds something; nothing is written then.
     """
     family, config = family_of(model)
@@ -87,8 +98,12 @@ def write_model(
     folder.mkdir(parents=True, exist_ok=True)
     dtype = model.policy.params
     # transformers takes a family's own ids of these, where a config says none
-    config = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")) | config
-    config = config | {"dtype": dtype, "torch_dtype": dtype} | (more or {})
+    ids = {"bos_token_id": bos, "eos_token_id": bos, "pad_token_id": None}
+    kind = config["model_type"]
+    if length is not None and kind not in NO_LENGTH:
+        # where positions depend on it, the config says it already
+        config = {LENGTH.get(kind, "max_position_embeddings"): length} | config
+    config = config | ids | {"dtype": dtype, "torch_dtype": dtype}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     _write_tensors(folder, written(family, model, params))
 

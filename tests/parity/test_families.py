@@ -95,6 +95,17 @@ def test_logits_loss_gradients_and_pieces(name, pairs, tmp_path):
     theirs = gradients(pair, tmp_path).load(pair.model)
     assert_leaves_close(actual, theirs, within=pair.small.gradients)
 
+    # trained for a step, and out again
+    stepped = jax.tree.map(lambda p, g: p - 0.1 * g, pair.params, actual)
+    write_model(tmp_path / "stepped", pair.model, stepped)
+    there = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "stepped", attn_implementation=pair.small.attention
+    )
+    with torch.no_grad():
+        expected = there.eval()(tokens, use_cache=False).logits.numpy()
+    logits = call(stepped, Batch(pair.tokens)).x
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=pair.small.within)
+
 
 @pytest.mark.parametrize("name", SMALL)
 def test_out_and_in_again(name, pairs, tmp_path):
