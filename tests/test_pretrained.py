@@ -98,6 +98,22 @@ def test_one_file_alone_is_read(folder):
     np.testing.assert_array_equal(loaded(folder), before)
 
 
+def test_a_body_saved_by_itself_is_read(folder):
+    """GPT-2's and BLOOM's were: without the first part of each name, and with masks beside."""
+    before = loaded(folder)
+    bare = {name.removeprefix("model."): a for name, a in merged(folder).items()}
+    masks = {
+        f"layers.0.attn.{n}": np.ones((1, 1, 4, 4), np.float32) for n in ("bias", "masked_bias")
+    }
+    save_file(bare | masks, folder / SINGLE)
+    (folder / INDEX).unlink()
+    np.testing.assert_array_equal(loaded(folder), before)
+    save_file(bare | {"layers.0.mlp.bias": masks["layers.0.attn.bias"]}, folder / SINGLE)
+    weights = Pretrained(str(folder))
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.bias have no place in the model"):
+        weights.check(weights.model())
+
+
 def test_a_fingerprint_is_of_the_config_and_of_what_is_read(folder, tmp_path):
     def mark(folder):
         return Pretrained(str(folder)).fingerprint()
@@ -176,7 +192,8 @@ def test_folders_without_the_files_that_are_read(folder, tmp_path):
         (b'{"model_type": "ll\xe4ma"}', "config.json is no JSON: 'utf-8' codec"),
         (b"[1]", "config.json holds a list, not an object"),
         # a family that is not known, before what it lacks of a Llama
-        (b'{"model_type": "gpt2", "n_embd": 8}', "is of model_type 'gpt2'; those known are llama"),
+        (b'{"model_type": "t5", "d_model": 8}', "is of model_type 't5'; those known are llama"),
+        (b'{"model_type": "gptneox"}', r"'gptneox' \(did you mean 'gpt_neox'\?\); those known"),
         (b"{}", "names no model_type; those known are llama"),
         (b'{"model_type": "llama"}', "does not say intermediate_size"),
         (json.dumps(CONFIG | {"vocab_size": True}).encode(), "vocab_size is True, and has to be"),

@@ -24,7 +24,11 @@ class Config:
     def __init__(self, said: Mapping[str, Any], where: str):
         """where: names the config in messages."""
         self.said, self.where = said, where
+        self.neutral: set[str] = set(NEUTRAL)
+        """Names that say nothing of what the model computes."""
         self._asked: set[str] = set()
+        self.parts: list[Config] = []
+        """Of the dicts in it that were asked for."""
 
     def __contains__(self, name: str) -> bool:
         self._asked.add(name)
@@ -47,6 +51,16 @@ class Config:
                 f"{self.where}: {name} is {value!r}, and has to be a whole number from 1 on"
             )
         return value
+
+    def agreed(self, *names: str) -> int:
+        """What `count` gives under any of these names. Raises ValueError where they differ."""
+        found = {name: self.count(name) for name in names if name in self}
+        if not found:
+            raise ValueError(f"{self.where} does not say {names[0]}")
+        if len(set(found.values())) > 1:
+            said = ", ".join(f"{name} {value}" for name, value in found.items())
+            raise ValueError(f"{self.where} says different things: {said}")
+        return next(iter(found.values()))
 
     def number(self, name: str, otherwise: float | None = None) -> float:
         """A number above 0; without `otherwise` it has to be said. Raises ValueError."""
@@ -79,17 +93,28 @@ class Config:
 
     def without(self, *names: str) -> None:
         """These say nothing of what the model computes, in this family."""
-        self._asked.update(names)
+        self.neutral.update(names)
+
+    def part(self, name: str) -> "Config":
+        """What a dict in it says, which is read to its end with the rest. Raises ValueError."""
+        said = self.get(name, {})
+        if not isinstance(said, Mapping):
+            raise ValueError(f"{self.where}: {name} is {said!r}, and has to be an object {{...}}")
+        kind = {"model_type": self.said.get("model_type")}
+        self.parts.append(Config({**said, **kind}, f"{self.where}: {name}"))
+        return self.parts[-1]
 
     def rest(self) -> None:
         """Raise ValueError where it says what was not asked for."""
         unknown = [
             name
             for name, value in self.said.items()
-            if value is not None and name not in self._asked | NEUTRAL
+            if value is not None and name not in self._asked | self.neutral
         ]
         if unknown:
             raise ValueError(
                 f"{self.where} says {', '.join(unknown)}, which lcx does not know of "
                 f"{self.said.get('model_type')!r}, and will not ignore"
             )
+        for part in self.parts:
+            part.rest()

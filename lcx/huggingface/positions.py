@@ -149,7 +149,8 @@ def _rope(config: Config, interleaved: bool) -> RoPE:
             f"rope_type {kind!r} with {', '.join(sorted(unknown))}: it may say {allowed}"
         )
     family = config["model_type"]
-    theta = _agreed(said, config, "rope_theta", "rotary_emb_base") or THETAS.get(family)
+    theta = _agreed(said, config, "rope_theta", "rotary_emb_base")
+    theta = THETAS.get(family) if theta is None else theta
     if theta is None:
         raise ValueError("the config says no rope_theta")
     fraction = _agreed(said, config, "partial_rotary_factor", "rotary_pct")
@@ -161,7 +162,8 @@ def _rope(config: Config, interleaved: bool) -> RoPE:
 
 def _agreed(said: Config, config: Config, *names: str) -> float | None:
     """What the dict or the config itself says under one of these names."""
-    found = {f"{n}={d[n]}": _number(d, n) for d in (said, config) for n in names if d.get(n)}
+    both = (said, config)
+    found = {f"{n}={d[n]}": _number(d, n) for d in both for n in names if d.get(n) is not None}
     if len(set(found.values())) > 1:
         raise ValueError(f"the config says different things: {', '.join(found)}")
     return next(iter(found.values()), None)

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import numpy as np
 
 from lcx.block import Block
 from lcx.huggingface.config import Config
@@ -19,8 +20,11 @@ from lcx.paths import FilePath, resolved
 from lcx.positions import PositionScheme
 from lcx.types import Params
 
-ROTARY = ".rotary_emb.inv_freq"
-"""Tensors of these names are computed: old files have them."""
+COMPUTED = (
+    ".rotary_emb.inv_freq",
+    *(f".{part}.{name}" for part in ("attn", "attention") for name in ("bias", "masked_bias")),
+)
+"""Ends of names of tensors that are no parameters: old files have frequencies and masks."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +93,20 @@ class Pretrained:
     def check(self, model: LM) -> None:
         """Raise ValueError where the weights do not fit a model; reads their headers alone."""
         shapes = self._files.shapes
-        unread = {name for name in shapes if not name.endswith(ROTARY)}
+        unread = {name for name in shapes if not name.endswith(COMPUTED)}
         unread -= set(self.family.copies(model))
         try:
             expected = tensors(self.family, model)
         except ValueError as error:
             raise ValueError(f"{self}: {error}") from error
         for tensor in expected:
-            if shapes.get(tensor.name) != tensor.shape:
+            name = self._named(tensor.name)
+            if shapes.get(name) != tensor.shape:
                 raise ValueError(
-                    f"{self}: {tensor.name} is {shapes.get(tensor.name, 'absent')}, the model's "
+                    f"{self}: {name} is {shapes.get(name, 'absent')}, the model's "
                     f"{' and '.join(path for path, _ in tensor.parts)} asks for {tensor.shape}"
                 )
-            unread.discard(tensor.name)
+            unread.discard(name)
         if unread:
             raise ValueError(f"{self}: {', '.join(sorted(unread)[:3])} have no place in the model")
 
@@ -116,7 +121,17 @@ class Pretrained:
         if cut is not None:
             abstract = jax.eval_shape(model.init, jax.random.key(0))
             placed = shardings(abstract, make_mesh(cut))
-        return read_parameters(self.family, model, self._files.read, placed)
+
+        def read(name: str, index: Any = None) -> np.ndarray:
+            return self._files.read(self._named(name), index)
+
+        return read_parameters(self.family, model, read, placed)
+
+    def _named(self, tensor: str) -> str:
+        """As the files have it: saved without its head, a model lacks the first part of names."""
+        bare = tensor.partition(".")[2]
+        shapes = self._files.shapes
+        return bare if tensor not in shapes and bare in shapes else tensor
 
     @cached_property
     def family(self) -> Family:

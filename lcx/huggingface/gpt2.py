@@ -1,0 +1,100 @@
+"""GPT-2: learned positions, and projections that are kept as [in, out]."""
+
+from typing import Any
+
+from lcx.block import Block
+from lcx.huggingface.config import Config
+from lcx.huggingface.family import Rule, rules
+from lcx.huggingface.parts import ACTIVATIONS, WORDS, check_heads, fused, linear, norm, own_width
+from lcx.huggingface.positions import read_positions, write_positions
+from lcx.layers import MLP, LayerNorm
+from lcx.mixers import SoftmaxAttention
+from lcx.model import LM
+from lcx.positions import Learned, NoPE
+
+LAYER = "transformer.h.{}"
+
+
+class GPT2:
+    """GPT-2, and those that were trained by its code."""
+
+    kinds = ("gpt2",)
+
+    def read(self, config: Config) -> LM:
+        width = config.agreed("n_embd", "hidden_size")
+        heads = config.agreed("n_head", "num_attention_heads")
+        check_heads(config, width, heads)
+        config.only(
+            n_ctx=config.count("n_positions"),  # an older name of the same
+            scale_attn_by_inverse_layer_idx=False,
+            add_cross_attention=False,
+        )
+        config.without("reorder_and_upcast_attn")  # in which order, and how exactly
+        positions = read_positions(config.said)
+        assert isinstance(positions, Learned)
+        mixer = SoftmaxAttention(
+            heads,
+            heads,
+            NoPE(),
+            biases=("q", "k", "v", "out"),
+            scale=None if config.flag("scale_attn_weights", True) else 1.0,
+        )
+        channel = MLP(
+            config.count("n_inner", 4 * width),
+            config.among("activation_function", ACTIVATIONS, "gelu_new"),
+            bias=True,
+        )
+        layer_norm = LayerNorm(config.number("layer_norm_epsilon", 1e-5))
+        return LM(
+            vocab=config.count("vocab_size"),
+            width=width,
+            pattern=(Block(mixer, channel, layer_norm),),
+            repeats=config.agreed("n_layer", "num_hidden_layers"),
+            tied=config.flag("tie_word_embeddings", True),
+            norm=layer_norm,
+            positions=positions,
+        )
+
+    def write(self, model: LM) -> dict[str, Any] | None:
+        match model.pattern[0], model.positions:
+            case (
+                Block(SoftmaxAttention() as mixer, MLP() as channel, LayerNorm(eps, bias=True)),
+                Learned(),
+            ):
+                own_width(mixer, model.width)
+            case _:
+                return None
+        config = {
+            "model_type": "gpt2",
+            "vocab_size": model.vocabulary,
+            "n_embd": model.width,
+            "n_layer": len(model.pattern) * model.repeats,
+            "n_head": mixer.heads,
+            "n_inner": channel.width(model.width),
+            "activation_function": WORDS[channel.activation],
+            "layer_norm_epsilon": eps,
+            "scale_attn_weights": mixer.scale is None,
+            "tie_word_embeddings": model.tied,
+        }
+        return write_positions(model.positions, config)
+
+    def around(self, model: LM) -> tuple[Rule, ...]:
+        tables = {
+            "embed.embedding": "transformer.wte.weight",
+            "positions.table": "transformer.wpe.weight",
+        }
+        head = {} if model.tied else {"head.kernel": "lm_head.weight"}
+        return rules(tables | head) + norm("norm", "transformer.ln_f")
+
+    def within(self, model: LM, block: Block) -> tuple[Rule, ...]:
+        return (
+            *norm("mixer_norm", f"{LAYER}.ln_1"),
+            *fused(f"{LAYER}.attn.c_attn", bias=True, turned=False),
+            *linear("mixer.out", f"{LAYER}.attn.c_proj", bias=True, turned=False),
+            *norm("channel_norm", f"{LAYER}.ln_2"),
+            *linear("channel.up", f"{LAYER}.mlp.c_fc", bias=True, turned=False),
+            *linear("channel.down", f"{LAYER}.mlp.c_proj", bias=True, turned=False),
+        )
+
+    def copies(self, model: LM) -> tuple[str, ...]:
+        return ("lm_head.weight",) if model.tied else ()
