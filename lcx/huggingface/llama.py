@@ -25,8 +25,8 @@ QK_NORMS = {
     f"mixer.{x}_norm.scale": f"model.layers.{{}}.self_attn.{x}_norm.weight" for x in ("q", "k")
 }
 GATED = {x: f"{x}_proj" for x in ("gate", "up", "down")}
-PARTIAL = ("phi3", "recurrent_gemma", "qwen3_next")
-"""Families that turn a part of each head, of those that share this file."""
+WHOLE = ("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma2", "falcon")
+"""Families that turn all of a head, whatever their configs say."""
 
 
 class Llama:
@@ -119,10 +119,10 @@ def position(config: Config) -> PositionScheme:
         "original_max_position_embeddings",
     )
     scheme, kind = read_positions(config.said), config.said["model_type"]
-    if isinstance(scheme, RoPE) and scheme.fraction != 1 and kind not in PARTIAL:
+    if isinstance(scheme, RoPE) and scheme.fraction != 1 and kind in WHOLE:
         raise ValueError(
-            f"{config.where}: partial_rotary_factor is {scheme.fraction}, which {kind} does not "
-            f"have; {', '.join(PARTIAL)} do"
+            f"{config.where}: partial_rotary_factor is {scheme.fraction}, and {kind} turns all of a "
+            "head"
         )
     if not isinstance(scheme, PositionScheme):
         raise ValueError(f"{config.where}: its positions are {scheme}, which are no mixer's")
@@ -152,6 +152,8 @@ def layers(
             f"{count} layers, and is {types}"
             + ("" if "sliding_attention" in known else ", with no sliding_window")
         )
+    if "sliding_attention" not in types:  # what is said of windows is said of no layer
+        config.without("use_sliding_window", "sliding_window")
     pattern = period(tuple(known[kind] for kind in types))
     return pattern, count // len(pattern)
 

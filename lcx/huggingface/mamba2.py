@@ -26,8 +26,8 @@ INPUTS = ("gate", "x", "b", "c", "step")
 """In the order in which one tensor has them."""
 EPS = 1e-5
 """Of the mixer's norm, which a config says together with that of the others."""
-ENDLESS = (float("inf"), {"__float__": "Infinity"})
-"""As JSON has it, and as transformers 5 does."""
+LIMITS = [0.0, float("inf")], [0.0, {"__float__": "Infinity"}]
+"""None of a step, as JSON has it, and as transformers 5 does."""
 
 
 class Mamba2Family:
@@ -39,11 +39,11 @@ class Mamba2Family:
         config.only(use_bias=False, use_conv_bias=True, hidden_act="silu", layer_norm_epsilon=EPS)
         if (groups := config.count("n_groups", 8)) != 1:
             raise ValueError(f"{config.where}: n_groups is {groups}; only 1 is supported")
-        least, most = config.get("time_step_limit", (0.0, ENDLESS[0]))
-        if least != 0 or most not in ENDLESS:
+        limit = config.get("time_step_limit", LIMITS[0])
+        if [*limit] not in LIMITS:
             raise ValueError(
-                f"{config.where}: time_step_limit is {[least, most]}; only steps without a limit, "
-                "[0, Infinity], are supported"
+                f"{config.where}: time_step_limit is {limit}; only steps without a limit, "
+                "[0.0, Infinity], are supported"
             )
         # of how training begins; of the code's speed; of rounding
         config.without("time_step_rank", "time_step_min", "time_step_max", "time_step_floor")

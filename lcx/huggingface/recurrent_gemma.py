@@ -39,7 +39,12 @@ class RecurrentGemma(llama.Llama):
         # of how training begins
         config.without("w_init_variance_scale", "final_w_init_variance_scale")
         norm = ZeroCentredRMSNorm(config.number("rms_norm_eps", 1e-6))
-        channel = GeGLU(config.count("intermediate_size") // 2, bias=True)
+        hidden, rest = divmod(config.count("intermediate_size"), 2)
+        if rest or not hidden:
+            raise ValueError(
+                f"{config.where}: intermediate_size has to be even: it is of both parts"
+            )
+        channel = GeGLU(hidden, bias=True)
         projected = ("q", "k", "v") if config.flag("attention_bias", False) else ()
         attention = replace(
             llama.attention(config),
