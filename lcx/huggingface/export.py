@@ -74,7 +74,7 @@ def _told(block: Any, model: LM) -> Any:
 
 
 LENGTH = {"mpt": "max_seq_len", "rwkv": "context_length"}
-"""What configs call the length of the texts of a training, where it is no max_position_embeddings."""
+"""What configs call the length of a training's texts; others: max_position_embeddings."""
 NO_LENGTH = ("gpt2", "bloom", "mamba2")
 """Families whose configs do not say it; GPT-2's is the number of its vectors."""
 

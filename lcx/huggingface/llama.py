@@ -121,8 +121,8 @@ def position(config: Config) -> PositionScheme:
     scheme, kind = read_positions(config.said), config.said["model_type"]
     if isinstance(scheme, RoPE) and scheme.fraction != 1 and kind in WHOLE:
         raise ValueError(
-            f"{config.where}: partial_rotary_factor is {scheme.fraction}, and {kind} turns all of a "
-            "head"
+            f"{config.where}: partial_rotary_factor is {scheme.fraction}, and {kind} turns all of "
+            "a head"
         )
     if not isinstance(scheme, PositionScheme):
         raise ValueError(f"{config.where}: its positions are {scheme}, which are no mixer's")

@@ -11,7 +11,7 @@ import pytest
 from lcx.block import Block
 from lcx.decoding import BeamSearch
 from lcx.generate import Generator
-from lcx.huggingface import NAMES
+from lcx.huggingface.llama import Llama
 from lcx.huggingface.positions import write_positions
 from lcx.layers import RMSNorm, SwiGLU
 from lcx.mixers import SoftmaxAttention
@@ -38,6 +38,9 @@ from tests.parity.against_torch import (
 
 torch = pytest.importorskip("torch", reason=NEEDED)
 transformers = pytest.importorskip("transformers", reason=NEEDED)
+
+RULES = (*Llama().around(LM(tied=False)), *Llama().within(LM(), Block()))
+NAMES = {rule.leaves[0]: rule.tensor for rule in RULES}
 
 BATCH, LENGTH = 2, 96
 # Four times what was measured, for other processors: 7e-6, of logits of standard deviation 1
