@@ -1,6 +1,5 @@
 """Every family against transformers: whole models, in and out, in fp32."""
 
-import copy
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -67,11 +66,13 @@ def pairs(tmp_path_factory):
 
 def gradients(pair: Pair, folder: Path) -> Pretrained:
     """Of a model of theirs, written as its weights are: under other names than it has in memory."""
-    twin = copy.deepcopy(pair.torch)
+    weights = [parameter.detach().clone() for parameter in pair.torch.parameters()]
     with torch.no_grad():
-        for one, other in zip(twin.parameters(), pair.torch.parameters(), strict=True):
-            one.copy_(other.grad)
-    twin.save_pretrained(folder)
+        for parameter in pair.torch.parameters():
+            parameter.copy_(parameter.grad)
+        pair.torch.save_pretrained(folder)
+        for parameter, weight in zip(pair.torch.parameters(), weights, strict=True):
+            parameter.copy_(weight)
     return Pretrained(str(folder))
 
 
