@@ -121,8 +121,8 @@ def position(config: Config) -> PositionScheme:
     scheme, kind = read_positions(config.said), config.said["model_type"]
     if isinstance(scheme, RoPE) and scheme.fraction != 1 and kind in WHOLE:
         raise ValueError(
-            f"{config.where}: partial_rotary_factor is {scheme.fraction}, and {kind} turns all of a "
-            "head"
+            f"{config.where}: partial_rotary_factor is {scheme.fraction}, and {kind} turns "
+            "all of a head"
         )
     if not isinstance(scheme, PositionScheme):
         raise ValueError(f"{config.where}: its positions are {scheme}, which are no mixer's")
@@ -150,7 +150,7 @@ def layers(
         raise ValueError(
             f"{config.where}: layer_types has to name one of {', '.join(known)} for each of the "
             f"{count} layers, and is {types}"
-            + ("" if "sliding_attention" in known else ", with no sliding_window")
+            + (", with no sliding_window" if len(known) == 1 else "")
         )
     if "sliding_attention" not in types:  # what is said of windows is said of no layer
         config.without("use_sliding_window", "sliding_window")

@@ -1,6 +1,5 @@
 """Every family against transformers: whole models, in and out, in fp32."""
 
-import copy
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -67,7 +66,7 @@ def pairs(tmp_path_factory):
 
 def gradients(pair: Pair, folder: Path) -> Pretrained:
     """Of a model of theirs, written as its weights are: under other names than it has in memory."""
-    twin = copy.deepcopy(pair.torch)
+    twin = type(pair.torch)(pair.torch.config)
     with torch.no_grad():
         for one, other in zip(twin.parameters(), pair.torch.parameters(), strict=True):
             one.copy_(other.grad)
