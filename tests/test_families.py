@@ -161,6 +161,19 @@ def test_published_configs(said, block):
     assert said["model_type"] in family.kinds
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("by_layer", [True, False])
+def test_scales_of_gpt2(scaled, by_layer):
+    said = {"scale_attn_weights": scaled, "scale_attn_by_inverse_layer_idx": by_layer}
+    model = read(GPT2 | said)
+    scales = [block.mixer.scale for block in model.pattern * model.repeats]
+    first = 0.125 if scaled else 1.0
+    usual = [None if scaled else 1.0] * 12
+    assert scales == ([first / (layer + 1) for layer in range(12)] if by_layer else usual)
+    _, config = family_of(model)
+    assert config.items() >= said.items()
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [
@@ -168,7 +181,7 @@ def test_published_configs(said, block):
         (GPT2 | {"n_ctx": 512}, "n_ctx is 512; only 1024"),
         (GPT2 | {"hidden_size": 8}, "different things: n_embd 768, hidden_size 8"),
         (GPT2 | {"add_cross_attention": True}, "add_cross_attention is True; only False"),
-        (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "only False is supported"),
+        (GPT2 | {"scale_attn_by_inverse_layer_idx": "yes"}, "'yes', and has to be true or false"),
         (GPT2 | {"activation_function": "quick_gelu"}, "'quick_gelu'; known are gelu, gelu_new"),
         (PYTHIA | {"rotary_pct": 0}, r"fraction must lie in \(0, 1\]"),
         (PYTHIA | {"rotary_emb_base": 0}, "theta must be finite and greater than 1"),

@@ -1,10 +1,12 @@
 """GPT-2: learned positions, and projections that are kept as [in, out]."""
 
+from dataclasses import replace
 from typing import Any
 
 from lcx.block import Block
 from lcx.huggingface.config import Config
 from lcx.huggingface.family import Rule, rules
+from lcx.huggingface.llama import period
 from lcx.huggingface.parts import ACTIVATIONS, WORDS, check_heads, fused, linear, norm, own_width
 from lcx.huggingface.positions import read_positions, write_positions
 from lcx.layers import MLP, LayerNorm
@@ -26,7 +28,6 @@ class GPT2:
         check_heads(config, width, heads)
         config.only(
             n_ctx=config.count("n_positions"),  # an older name of the same
-            scale_attn_by_inverse_layer_idx=False,
             add_cross_attention=False,
         )
         config.without("reorder_and_upcast_attn")  # in which order, and how exactly
@@ -37,7 +38,6 @@ class GPT2:
             heads,
             NoPE(),
             biases=("q", "k", "v", "out"),
-            scale=None if config.flag("scale_attn_weights", True) else 1.0,
         )
         channel = MLP(
             config.count("n_inner", 4 * width),
@@ -45,11 +45,16 @@ class GPT2:
             bias=True,
         )
         layer_norm = LayerNorm(config.number("layer_norm_epsilon", 1e-5))
+        layers = config.agreed("n_layer", "num_hidden_layers")
+        scales = _scales(config, width // heads, layers)
+        pattern = period(
+            tuple(Block(replace(mixer, scale=scale), channel, layer_norm) for scale in scales)
+        )
         return LM(
             vocab=config.count("vocab_size"),
             width=width,
-            pattern=(Block(mixer, channel, layer_norm),),
-            repeats=config.agreed("n_layer", "num_hidden_layers"),
+            pattern=pattern,
+            repeats=layers // len(pattern),
             tied=config.flag("tie_word_embeddings", True),
             norm=layer_norm,
             positions=positions,
@@ -64,6 +69,9 @@ class GPT2:
                 own_width(mixer, model.width)
             case _:
                 return None
+        scales = [getattr(block.mixer, "scale", None) for block in model.pattern]
+        by_layer = len(set(scales)) > 1
+        scaled = scales[0] is None or (by_layer and scales[0] != 1)
         config = {
             "model_type": "gpt2",
             "vocab_size": model.vocabulary,
@@ -73,7 +81,8 @@ class GPT2:
             "n_inner": channel.width(model.width),
             "activation_function": WORDS[channel.activation],
             "layer_norm_epsilon": eps,
-            "scale_attn_weights": mixer.scale is None,
+            "scale_attn_weights": scaled,
+            "scale_attn_by_inverse_layer_idx": by_layer,
             "tie_word_embeddings": model.tied,
         }
         return write_positions(model.positions, config)
@@ -98,3 +107,12 @@ class GPT2:
 
     def copies(self, model: LM) -> tuple[str, ...]:
         return ("lm_head.weight",) if model.tied else ()
+
+
+def _scales(config: Config, head_width: int, layers: int) -> list[float | None]:
+    """Factor of each layer's scores; None: the usual one."""
+    scaled = config.flag("scale_attn_weights", True)
+    if not config.flag("scale_attn_by_inverse_layer_idx", False):
+        return [None if scaled else 1.0] * layers
+    first = head_width**-0.5 if scaled else 1.0
+    return [first / (layer + 1) for layer in range(layers)]

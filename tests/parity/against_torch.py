@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.checking.trial import compiled
 from lcx.logits import over_logits
 from lcx.losses import CrossEntropy
 from lcx.model import LM
@@ -98,7 +99,7 @@ def assert_leaves_close(actual: Params, expected: Params, within: float) -> None
 def loss_and_gradients(model: LM, params: Params, tokens: np.ndarray) -> tuple[float, Params]:
     """The mean loss, in nats, of each token but a row's first; and its gradients."""
 
-    @jax.jit
+    @compiled
     @jax.value_and_grad
     def loss(params, tokens):
         inputs, targets = tokens[:, :-1], tokens[:, 1:]

@@ -160,11 +160,12 @@ SMALL: dict[str, Small] = {
         gradients=3e-5,  # measured: 5e-6
     ),
     "gpt2": Small("GPT2Config", GPT2),
-    "gpt2, untied and unscaled": Small(
+    "gpt2, untied, scaled by layer": Small(
         "GPT2Config",
         GPT2
         | {"n_inner": 88, "activation_function": "relu"}
-        | {"scale_attn_weights": False, "tie_word_embeddings": False},
+        | {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}
+        | {"tie_word_embeddings": False},
     ),
     "gpt_neox": Small("GPTNeoXConfig", NEOX),
     "gpt_neox, sequential and tied": Small(
@@ -177,6 +178,7 @@ SMALL: dict[str, Small] = {
     "falcon, sequential": Small(
         "FalconConfig", FALCON | {"parallel_attn": False, "activation": "gelu_new"}
     ),
+    # their eager form (5.23) adds the bias twice
     "falcon, sequential, alibi": Small("FalconConfig", FALCON | FALCON_RW, "sdpa"),
     "falcon, new, two norms": Small("FalconConfig", FALCON_NEW | {"bias": True}),
     "falcon, new, one norm, untied": Small(
