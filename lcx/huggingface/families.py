@@ -11,6 +11,7 @@ from lcx.huggingface.mamba2 import Mamba2Family
 from lcx.huggingface.mpt import MPT
 from lcx.huggingface.phi3 import Phi3
 from lcx.huggingface.qwen import Qwen
+from lcx.huggingface.qwen3_next import Qwen3Next
 from lcx.huggingface.recurrent_gemma import RecurrentGemma
 from lcx.huggingface.rwkv4 import RWKV4Family
 
@@ -27,4 +28,5 @@ FAMILIES: tuple[Family, ...] = (
     RWKV4Family(),
     Mamba2Family(),
     RecurrentGemma(),
+    Qwen3Next(),
 )

@@ -150,7 +150,7 @@ def layers(
         raise ValueError(
             f"{config.where}: layer_types has to name one of {', '.join(known)} for each of the "
             f"{count} layers, and is {types}"
-            + ("" if "sliding_attention" in known else ", with no sliding_window")
+            + (", with no sliding_window" if len(known) == 1 else "")
         )
     if "sliding_attention" not in types:  # what is said of windows is said of no layer
         config.without("use_sliding_window", "sliding_window")

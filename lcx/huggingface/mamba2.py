@@ -39,6 +39,8 @@ class Mamba2Family:
         config.only(use_bias=False, use_conv_bias=True, hidden_act="silu", layer_norm_epsilon=EPS)
         if (groups := config.count("n_groups", 8)) != 1:
             raise ValueError(f"{config.where}: n_groups is {groups}; only 1 is supported")
+        config.only(rms_norm=True)  # old files say these two; the second was never read
+        config.without("norm_before_gate")
         limit = config.get("time_step_limit", LIMITS[0])
         if [*limit] not in LIMITS:
             raise ValueError(

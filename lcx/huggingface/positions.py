@@ -22,14 +22,14 @@ Spelling = Literal["rope_parameters", "rope_scaling"]
 HALVES = frozenset(
     "llama mistral ministral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 phi phi3 "
     "olmo olmo2 olmoe falcon gpt_neox stablelm starcoder2 persimmon smollm3 gpt_oss granite "
-    "recurrent_gemma".split()
+    "recurrent_gemma qwen3_next".split()
 )
 NEIGHBOURS = frozenset("cohere glm glm4 helium".split())
 """Families with RoPE, by `model_type`, and which features they pair: no config says so."""
 
 FRACTIONS = {
     **dict.fromkeys(("phi", "persimmon", "glm", "glm4", "recurrent_gemma"), 0.5),
-    **dict.fromkeys(("stablelm", "gpt_neox"), 0.25),
+    **dict.fromkeys(("stablelm", "gpt_neox", "qwen3_next"), 0.25),
 }
 """Which part of a head turns where a config does not say."""
 THETAS = {"llama": 1e4, "falcon": 1e4}

@@ -19,7 +19,7 @@ class Qwen(llama.Llama):
     kinds = ("qwen2", "qwen3")
 
     def read(self, config: Config) -> LM:
-        config.only(hidden_act="silu")
+        config.only(hidden_act="silu", use_mrope=False)
         norm = RMSNorm(config.number("rms_norm_eps", 1e-6))
         channel = SwiGLU(config.count("intermediate_size"))
         if config.said["model_type"] == "qwen3":
