@@ -132,6 +132,6 @@ def run_file(path: Path) -> ModuleType:
     finally:
         for name in set(sys.modules) - before:
             file = getattr(sys.modules[name], "__file__", None)
-            if file and is_own(file) and Path(file).resolve().is_relative_to(folder):
+            if file and Path(file).resolve().is_relative_to(folder) and is_own(file):
                 _SIBLINGS.add(name)
     return module

@@ -43,7 +43,7 @@ def read_code(path: Path, made: Iterable[Any]) -> OwnCode:
     folder, files = path.resolve().parent, {path.name: path.read_text()}
     for module in list(sys.modules.values()):
         file = _file(module)
-        if file is not None and is_own(str(file)) and file.is_relative_to(folder):
+        if file is not None and file.is_relative_to(folder) and is_own(str(file)):
             files[file.relative_to(folder).as_posix()] = file.read_text()
     classes = {name: c for one in made for name, c in spec.types_of(one).items()}
     own = {name: definition(c) for name, c in sorted(classes.items()) if is_own_class(c)}

@@ -1,7 +1,9 @@
 """Fixtures that several rooms share. Eight host devices stand in for a mesh.
 
-Most of a test's time goes into machine code that runs once. LLVM is told to hurry, and XLA to use
-its older emitters of fused loops, where it still has them: they take a third of the time.
+Most of a test's time goes into machine code that runs once. LLVM is told not to optimize it and not
+to cut it into parts for several threads, and XLA to use its older emitters of fused loops, where it
+still has them: together, compiling takes a fifth of the time. What computes for long asks for
+optimized code itself, by `tests.optimized`.
 """
 
 import os
@@ -14,7 +16,8 @@ import pytest
 
 FLAGS = (
     "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=1",
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
     "--xla_cpu_use_fusion_emitters=false",
 )
 

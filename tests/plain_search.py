@@ -1,6 +1,7 @@
 """Searches written out: NumPy, in float64, a text at a time, the whole text read for each token."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,21 +15,21 @@ Reads = Callable[[list[int]], tuple[np.ndarray, np.ndarray]]
 """Of a text: what the head reads of each token, and log-probabilities of the next one."""
 
 
-def reads(model: LM, params: Params, most: int, becomes: int) -> Reads:
-    """Of texts of up to `most` tokens that will have become so many; one compilation."""
+def reads(model: LM, params: Params, most: int) -> Callable[[int], Reads]:
+    """Of texts of up to `most` tokens, by how many they will have become; one compilation."""
 
     @jax.jit
-    def read(tokens, last):
+    def read(tokens, last, becomes):
         x = model.hidden(params, Batch(tokens, lengths=jnp.full(tokens.shape, becomes))).x
         return x[0], jax.nn.log_softmax(model.logits(params, x[:, last])[0])
 
-    def of(text):
+    def of(becomes, text):
         padded = np.zeros((1, most), np.int32)
         padded[0, : len(text)] = text
-        hidden, log_p = read(padded, len(text) - 1)
+        hidden, log_p = read(padded, len(text) - 1, becomes)
         return np.asarray(hidden, np.float64)[: len(text)], np.asarray(log_p, np.float64)
 
-    return of
+    return lambda becomes: partial(of, becomes)
 
 
 class Beam(NamedTuple):

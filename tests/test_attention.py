@@ -11,6 +11,7 @@ from lcx.kernels import Kernels
 from lcx.ops.attention import FEW, Bias, attention, merge
 from lcx.ops.blockwise import blockwise
 from lcx.ops.tiles import MASK_VALUE, Scoring, Tiling
+from tests.marks import rest
 
 NAMES = ("o", "lse", "dq", "dk", "dv")
 
@@ -106,27 +107,27 @@ def test_merged_sets_of_keys_are_one_softmax():
     ("tiling", "shape", "options"),
     [
         # Lengths around the tile of 16 queries, and of 16 or 24 keys.
-        (UNROLLED, {"T": 1}, {}),
-        (UNROLLED, {"T": 16}, {}),
+        rest(UNROLLED, {"T": 1}, {}),
+        rest(UNROLLED, {"T": 16}, {}),
         (UNROLLED, {"T": 33}, {}),
-        (LOOPED, {"T": 3}, {}),
-        (LOOPED, {"T": 15}, {}),
+        rest(LOOPED, {"T": 3}, {}),
+        rest(LOOPED, {"T": 15}, {}),
         (LOOPED, {"T": 17}, {}),
-        (LOOPED, {"T": 49}, {}),
+        rest(LOOPED, {"T": 49}, {}),
         # Multi-head, multi-query; values wider and narrower than keys.
-        (LOOPED, {"G": 4, "V": 12}, {}),
+        rest(LOOPED, {"G": 4, "V": 12}, {}),
         (LOOPED, {"G": 1, "V": 4}, {}),
         # Windows.
-        (UNROLLED, {"T": 33, "G": 1}, {"window": 1}),
-        (UNROLLED, {"T": 33, "G": 1}, {"window": 100}),
+        rest(UNROLLED, {"T": 33, "G": 1}, {"window": 1}),
+        rest(UNROLLED, {"T": 33, "G": 1}, {"window": 100}),
         (LOOPED, {"T": 65, "G": 1}, {"window": 7}),
-        (LOOPED, {"T": 65, "G": 1}, {"window": 24}),
+        rest(LOOPED, {"T": 65, "G": 1}, {"window": 24}),
         # A cap on the scores, about half of the largest.
-        (UNROLLED, {"T": 33, "G": 1}, {"softcap": 1.5}),
+        rest(UNROLLED, {"T": 33, "G": 1}, {"softcap": 1.5}),
         (LOOPED, {"T": 49}, {"softcap": 1.5, "window": 20}),
         # Some of a longer text's queries. At -5 the first come before every key.
         (UNROLLED, {"T": 21, "S": 60}, {"offset": 39}),
-        (UNROLLED, {"T": 21, "S": 60}, {"offset": 37, "window": 7}),
+        rest(UNROLLED, {"T": 21, "S": 60}, {"offset": 37, "window": 7}),
         (LOOPED, {"T": 21, "S": 60}, {"offset": -5, "window": 16}),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lcx.command import cli
+from lcx.report import pictures
 from lcx.training.runs import Run
 
 TINY = str(Path(__file__).parent / "tiny.py")
@@ -19,9 +20,11 @@ def source(texts, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
 
-def lcx(*arguments: str) -> int:
-    """Exit code of `lcx ...`, run here."""
+def lcx(*arguments: str, drawn: bool = False) -> int:
+    """Exit code of `lcx ...`, run here. drawn: with the pictures of pages, which take longest."""
     with pytest.MonkeyPatch.context() as patch:
+        if not drawn:
+            patch.setattr(pictures, "render", lambda *_: b"<svg/>")
         patch.setattr(sys, "argv", ["lcx", *map(str, arguments)])
         try:
             cli.main()
@@ -36,7 +39,8 @@ def compared(texts, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("out") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINY_TEXTS", f"{texts}/*.txt")
-        assert lcx("compare", TINY, "--out", out, "--only", "softmax,stretched,zero_shot") == 0
+        only = ("--only", "softmax,stretched,zero_shot")
+        assert lcx("compare", TINY, "--out", out, *only, drawn=True) == 0
     return out
 
 

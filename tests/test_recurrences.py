@@ -1,6 +1,6 @@
 """Recurrences: the plain forms against the papers' equations in float64, the fast against those."""
 
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -171,22 +171,25 @@ def test_the_plain_form_is_the_papers_equation(name):
     assert error(got, by_equation(name, arguments, starts, state)) < 1e-6  # measured: up to 1.5e-7
 
 
-def both(name, arguments, starts, state, **options):
+@cache
+def form(name, kernels, chunk=None):
+    """Compiled (arguments, state, starts) -> gradients, and outputs and state."""
+    own = {"chunk": chunk} if chunk else {}
+
+    def loss(arguments, state, starts):
+        run = partial(OPS[name].run, kernels=kernels, **own)
+        o, S = run(**arguments, starts=starts, state=state)
+        probe = jnp.cos(jnp.arange(o.size, dtype=jnp.float32)).reshape(o.shape)
+        return (o * probe).sum() + jnp.sin(S).sum(), (o, S)
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+
+
+def both(name, arguments, starts, state, chunk=None):
     """Outputs, state and gradients of the fast form, and of the plain one."""
-
-    def form(kernels):
-        def loss(arguments, state):
-            run = partial(OPS[name].run, kernels=kernels)
-            more = {} if kernels == Kernels("reference") else options
-            o, S = run(**arguments, **more, starts=starts, state=state)
-            probe = jnp.cos(jnp.arange(o.size, dtype=jnp.float32)).reshape(o.shape)
-            return (o * probe).sum() + jnp.sin(S).sum(), (o, S)
-
-        grad = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-        return grad(fp32(arguments), fp32(state))
-
+    args = fp32(arguments), fp32(state), starts
     # a CPU left to itself takes the plain form of the lru
-    return form(Kernels("xla")), form(Kernels("reference"))
+    return form(name, Kernels("xla"), chunk)(*args), form(name, Kernels("reference"))(*args)
 
 
 @every_op
@@ -227,6 +230,20 @@ def test_decays_that_leave_nothing_are_exact_and_finite(name):
     assert error(fast, plain) < (1.5e-4 if name in BY_FEATURE else 1.5e-5)
 
 
+@cache
+def wkv4_form(kernels):
+    """Compiled (w, u, k, v, state, starts) -> gradients, and outputs and state."""
+
+    def loss(w, u, k, v, state, starts):
+        o, state = wkv4(w, u, k, v, starts=starts, state=WKVState(*state), kernels=kernels)
+        # a state's exponent carries no gradient: it is a unit for the sums
+        true = [a * jnp.exp(jnp.minimum(state.exponent, 0)) for a in state[:2]]
+        probe = jnp.cos(jnp.arange(o.size, dtype=jnp.float32)).reshape(o.shape)
+        return (o * probe).sum() + sum(a.sum() for a in true), (o, state)
+
+    return jax.jit(jax.grad(loss, argnums=range(5), has_aux=True))
+
+
 @pytest.mark.parametrize("length", [1, 40, 1100])
 @pytest.mark.parametrize("decay", [-1e-3, -3.0, -400.0])
 def test_scaled_wkv4_equals_the_plain_form_and_the_equation(length, decay):
@@ -237,27 +254,8 @@ def test_scaled_wkv4_equals_the_plain_form_and_the_equation(length, decay):
     starts = np.zeros((B, length), bool)
     starts[0, [length // 3, length // 2]] = starts[1, length // 4] = True
     before = [rng.standard_normal((B, K)), np.ones((B, K)), rng.standard_normal((B, K))]
-    probe = rng.standard_normal(v.shape)
-
-    def form(kernels):
-        def loss(w, u, k, v, state):
-            o, state = wkv4(
-                w,
-                u,
-                k,
-                v,
-                starts=jnp.asarray(starts),
-                state=WKVState(*state),
-                kernels=kernels,
-            )
-            # a state's exponent carries no gradient: it is a unit for the sums
-            true = [a * jnp.exp(jnp.minimum(state.exponent, 0)) for a in state[:2]]
-            return (o * probe).sum() + sum(a.sum() for a in true), (o, state)
-
-        grad = jax.jit(jax.grad(loss, argnums=range(5), has_aux=True))
-        return grad(*fp32((w, u, k, v, before)))
-
-    fast, plain = form(Kernels("xla")), form(Kernels("reference"))
+    args = *fp32((w, u, k, v, before)), jnp.asarray(starts)
+    fast, plain = (wkv4_form(Kernels(name))(*args) for name in ("xla", "reference"))
     assert error(fast, plain) < 2e-5
     if length > 40:
         return

@@ -33,7 +33,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def of(params):
-    return plain_search.reads(MODEL, params, 20 + NEW, 20 + NEW)
+    return plain_search.reads(MODEL, params, 20 + NEW)(20 + NEW)
 
 
 @pytest.mark.parametrize("stop", [(), STOP], ids=["no stop", "stops"])

@@ -11,7 +11,7 @@ from flax import nnx
 from lcx import mixers
 from lcx.checking import trial
 from lcx.checking.trial import Trial, gradients_of
-from lcx.layers import CHANNELS, RMSNorm
+from lcx.layers import CHANNELS, MLP, RMSNorm, RWKV7ChannelMix, RWKVChannelMix, SwiGLU
 from lcx.mixers import (
     GLA,
     MIXERS,
@@ -174,9 +174,18 @@ MIXER_CASES = tuple(h for h in SUBLAYERS if type(h).__module__.startswith(mixers
 STOOD_FOR = {
     RetNet: Mamba2,
     Lightning: Mamba2,
+    LinearAttention: Mamba2,
     GLA: RWKV6,
     RWKV5: RWKV6,
     DeltaNet: GatedDeltaNet,
+    MLP: SwiGLU,
+    RWKV7ChannelMix: RWKVChannelMix,
+    Strided: Window,
+    ShiftedGroups: Window,
+    SelfExtend: Window,
+    Fixed: TopBlocks,
 }
-EVERY_DAY = tuple(h for h in ALGORITHMS if type(h) not in STOOD_FOR)
+EVERY_DAY = tuple(
+    h for h in ALGORITHMS if not STOOD_FOR.keys() & {type(h), type(getattr(h, "sparsity", None))}
+)
 """What laws are tried on by default: a new mixer or sparsity is."""

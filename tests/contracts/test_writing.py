@@ -1,5 +1,7 @@
 """The laws of writing on: what a mixer reads of ragged prompts, and of tokens one by one."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from lcx.block import Block
 from lcx.checking.bounds import rounding
+from lcx.checking.trial import compiled
 from lcx.decoding import BeamSearch, ContrastiveSearch
 from lcx.generate import Generator
 from lcx.model import LM
@@ -21,14 +24,20 @@ PROMPTS, MORE = (1, 40, 33), 3
 VOCAB = 50
 
 
+@cache
 def model_of(sublayer) -> tuple[LM, Params]:
+    """A model of one block, and parameters away from their first values."""
     model = LM(vocab=VOCAB, width=WIDTH, pattern=(Block(sublayer),), repeats=1)
-    noise = iter(jax.random.split(jax.random.key(0), 64))
-    params = jax.tree.map(
-        lambda a: a + 0.2 * jax.random.normal(next(noise), a.shape, a.dtype),
-        jax.jit(model.init)(jax.random.key(1)),
-    )
-    return model, params
+
+    @compiled
+    def params() -> Params:
+        noise = iter(jax.random.split(jax.random.key(0), 64))
+        return jax.tree.map(
+            lambda a: a + 0.2 * jax.random.normal(next(noise), a.shape, a.dtype),
+            model.init(jax.random.key(1)),
+        )
+
+    return model, params()
 
 
 @pytest.mark.slow
@@ -40,8 +49,9 @@ def test_states_follow_beams_and_candidates(sublayer):
     prompts = [rng.integers(0, VOCAB, n).astype(np.int32) for n in (2, 9)]
     found = Generator(model, params, BeamSearch(3)).best(prompts, MORE, 3)
     written = Generator(model, params, ContrastiveSearch(3)).write(prompts, MORE)
+    read = plain_search.reads(model, params, 9 + MORE)
     for prompt, texts, text in zip(prompts, found, written, strict=True):
-        of = plain_search.reads(model, params, 9 + MORE, len(prompt) + MORE)
+        of = read(len(prompt) + MORE)
         best = plain_search.beams(of, prompt.tolist(), MORE, 3, 1.0, set())
         assert [text.tokens.tolist() for text in texts] == [tokens for _, tokens in best]
         expected = plain_search.contrastive(of, prompt.tolist(), MORE, 3, 0.6)
