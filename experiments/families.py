@@ -9,7 +9,7 @@ can be handed on:
     lcx export runs/families/gpt_neox --to models/gpt_neox
     PUBLISHED='models/*' PUBLISHED_LONGEST=1024 lcx evaluate experiments/published.py
 
-Cost: about 15 minutes of processor time. The numbers are in `LOG.md`.
+Cost: about 12 minutes of processor time. The numbers are in `LOG.md`.
 """
 
 from dataclasses import replace
@@ -83,6 +83,6 @@ def experiments() -> Experiments:
     """Each family, trained alike."""
     data = Data(PythonCorpus(), BPE(1024))
     optimizer = Muon(peak=1e-2, schedule="wsd", final=0.0)
-    train = Train(length=LENGTH, batch=8, steps=400, optimizer=optimizer)
+    train = Train(length=LENGTH, batch=8, steps=300, optimizer=optimizer)
     evaluation = SameTargets((16, 32, 64, 128, 256, 512), documents=24)
     return {name: Experiment(model, data, train, evaluation) for name, model in families().items()}

@@ -11,7 +11,7 @@ from flax import nnx
 from lcx import mixers
 from lcx.checking import trial
 from lcx.checking.trial import Trial, gradients_of
-from lcx.layers import CHANNELS, MLP, RMSNorm, RWKV7ChannelMix, RWKVChannelMix, SwiGLU
+from lcx.layers import CHANNELS, MLP, GeGLU, RMSNorm, RWKV7ChannelMix, RWKVChannelMix, SwiGLU
 from lcx.mixers import (
     GLA,
     MIXERS,
@@ -179,6 +179,7 @@ STOOD_FOR = {
     RWKV5: RWKV6,
     DeltaNet: GatedDeltaNet,
     MLP: SwiGLU,
+    GeGLU: SwiGLU,
     RWKV7ChannelMix: RWKVChannelMix,
     Strided: Window,
     ShiftedGroups: Window,
