@@ -54,8 +54,9 @@ def through_transformers(config: dict) -> dict:
 def test_every_family_keeps_what_is_written(kind, spelling):
     config = sizes(kind)
     for scaling in SCALINGS:
-        if kind == "phi3" and not isinstance(scaling, LongRoPE | None):
-            with pytest.raises(ValueError, match="no rope_type but longrope"):
+        alone = {"phi3": LongRoPE | None, "recurrent_gemma": type(None)}
+        if kind in alone and not isinstance(scaling, alone[kind]):
+            with pytest.raises(ValueError, match=f"{kind} has no rope_type"):
                 write_positions(RoPE(scaling=scaling), config, spelling)
             continue
         position = RoPE(5e4, scaling, interleaved=kind in NEIGHBOURS)

@@ -114,17 +114,20 @@ def test_a_scaled_model_keeps_its_scaling_unless_told_another(tmp_path):
 def test_what_does_not_fit_is_refused(tmp_path):
     save(tmp_path)
     weights = Pretrained(str(tmp_path))
-    with pytest.raises(ValueError, match=r"down_proj.weight is \(32, 48\), .* \(128, 352\)"):
+    with pytest.raises(ValueError, match=r"embed_tokens.weight is \(300, 32\), .* \(257, 128\)"):
         weights.check(LM())
     config = json.loads((tmp_path / "config.json").read_text())
     for change, message in (
-        ({"model_type": "mamba"}, "is of model_type 'mamba'; those known are llama"),
+        ({"model_type": "mamba"}, r"'mamba' \(did you mean 'mamba2'\?\); those known are llama"),
         ({"sliding_window": 5}, "sliding_window is 5; only None"),
         ({"num_hidden_layers": "3"}, "num_hidden_layers is '3', and has to be a whole number"),
-        ({"attention_bias": True}, "attention_bias is True; only False"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config is .*; only None"),
+        ({"attention_bias": "yes"}, "attention_bias is 'yes', and has to be true or false"),
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            "says quantization_config, which lcx does not",
+        ),
         ({"rms_norm_eps": 1e-6, "num_hidden_layers": 2}, None),
-        ({"head_dim": 16}, "head_dim is 16; only 8"),
+        ({"head_dim": 7}, "heads of 7 are odd"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         if message is None:  # weights of a third layer are left over
