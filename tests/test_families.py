@@ -1,4 +1,4 @@
-"""Configs of published models, as their folders have them: what is read, what is refused."""
+"""Configs in the words of published models, of sizes like theirs: what is read, what is refused."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from lcx.mixers import SoftmaxAttention
 from lcx.model import LM
 from lcx.positions import ALiBi, Learned, NoPE, RoPE
 
-GPT2: dict[str, Any] = {  # openai-community/gpt2
+GPT2: dict[str, Any] = {  # like openai-community/gpt2
     "model_type": "gpt2",
     "activation_function": "gelu_new",
     "attn_pdrop": 0.1,
@@ -27,7 +27,7 @@ GPT2: dict[str, Any] = {  # openai-community/gpt2
     "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
     "vocab_size": 50257,
 }
-PYTHIA: dict[str, Any] = {  # EleutherAI/pythia-70m
+PYTHIA: dict[str, Any] = {  # like EleutherAI/pythia-70m
     "model_type": "gpt_neox",
     "hidden_act": "gelu",
     "hidden_size": 512,
@@ -42,7 +42,7 @@ PYTHIA: dict[str, Any] = {  # EleutherAI/pythia-70m
     "use_parallel_residual": True,
     "vocab_size": 50304,
 }
-FALCON: dict[str, Any] = {  # tiiuae/falcon-7b
+FALCON: dict[str, Any] = {  # like tiiuae/falcon-7b
     "model_type": "falcon",
     "alibi": False,
     "apply_residual_connection_post_layernorm": False,
@@ -63,7 +63,7 @@ FALCON_40B = FALCON | {"hidden_size": 8192, "num_attention_heads": 128, "num_kv_
 FALCON_40B |= {"new_decoder_architecture": True}
 FALCON_11B = FALCON_40B | {"hidden_size": 4096, "num_attention_heads": 32, "rope_theta": 500042.0}
 FALCON_11B |= {"num_ln_in_parallel_attn": 1, "ff_factor": 4, "ffn_hidden_size": 16384}
-BLOOM: dict[str, Any] = {  # bigscience/bloom-560m
+BLOOM: dict[str, Any] = {  # like bigscience/bloom-560m
     "model_type": "bloom",
     "apply_residual_connection_post_layernorm": False,
     "attention_softmax_in_fp32": True,
@@ -81,7 +81,7 @@ BLOOM: dict[str, Any] = {  # bigscience/bloom-560m
     "unk_token_id": 0,
     "vocab_size": 250880,
 }
-MPT: dict[str, Any] = {  # mosaicml/mpt-7b
+MPT: dict[str, Any] = {  # like mosaicml/mpt-7b
     "model_type": "mpt",
     "attn_config": {
         "alibi": True,

@@ -1,4 +1,4 @@
-"""Configs of Qwen, Gemma, Phi, Mamba, RWKV and RecurrentGemma, as their folders have them."""
+"""Configs of Qwen, Gemma, Phi, Mamba, RWKV and RecurrentGemma in published words, sizes like theirs."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,7 @@ from lcx.positions import LongRoPE, RoPE
 from lcx.sparsity import Window
 from tests.test_families import read
 
-QWEN2: dict[str, Any] = {  # Qwen/Qwen2.5-0.5B
+QWEN2: dict[str, Any] = {  # like Qwen/Qwen2.5-0.5B
     "model_type": "qwen2",
     "attention_dropout": 0.0,
     "hidden_act": "silu",
@@ -33,7 +33,7 @@ QWEN2: dict[str, Any] = {  # Qwen/Qwen2.5-0.5B
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
-QWEN3 = QWEN2 | {  # Qwen/Qwen3-0.6B
+QWEN3 = QWEN2 | {  # like Qwen/Qwen3-0.6B
     "model_type": "qwen3",
     "attention_bias": False,
     "head_dim": 128,
@@ -44,7 +44,7 @@ QWEN3 = QWEN2 | {  # Qwen/Qwen3-0.6B
     "rope_scaling": None,
     "sliding_window": None,
 }
-GEMMA2: dict[str, Any] = {  # google/gemma-2-2b
+GEMMA2: dict[str, Any] = {  # like google/gemma-2-2b
     "model_type": "gemma2",
     "attention_bias": False,
     "attn_logit_softcapping": 50.0,
@@ -64,7 +64,7 @@ GEMMA2: dict[str, Any] = {  # google/gemma-2-2b
     "sliding_window": 4096,
     "vocab_size": 256000,
 }
-PHI3: dict[str, Any] = {  # microsoft/Phi-3-mini-128k-instruct
+PHI3: dict[str, Any] = {  # like microsoft/Phi-3-mini-128k-instruct
     "model_type": "phi3",
     "attention_bias": False,
     "auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"},
@@ -106,7 +106,7 @@ MAMBA2: dict[str, Any] = {
     "use_conv_bias": True,
     "vocab_size": 50288,
 }
-RWKV: dict[str, Any] = {  # RWKV/rwkv-4-169m-pile
+RWKV: dict[str, Any] = {  # like RWKV/rwkv-4-169m-pile
     "model_type": "rwkv",
     "attention_hidden_size": 768,
     "context_length": 1024,
@@ -118,7 +118,7 @@ RWKV: dict[str, Any] = {  # RWKV/rwkv-4-169m-pile
     "tie_word_embeddings": False,
     "vocab_size": 50277,
 }
-GRIFFIN: dict[str, Any] = {  # google/recurrentgemma-2b
+GRIFFIN: dict[str, Any] = {  # like google/recurrentgemma-2b
     "model_type": "recurrent_gemma",
     "attention_bias": False,
     "attention_window_size": 2048,
