@@ -1,4 +1,4 @@
-"""Configs of Qwen, Gemma, Phi, Mamba, RWKV and RecurrentGemma in published words, sizes like theirs."""
+"""Configs of Qwen, Gemma, Phi, Mamba, RWKV and RecurrentGemma in the words of published ones."""
 
 from dataclasses import replace
 from typing import Any
