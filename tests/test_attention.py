@@ -198,29 +198,26 @@ def test_the_tiling_chosen_by_itself(T, S, offset):
     check(inputs(B=1, T=T, S=S, H=2, G=1), offsets=[offset])
 
 
-@pytest.mark.parametrize("T", [1, FEW])
 @pytest.mark.parametrize(
-    ("heads", "options"),
+    ("T", "heads", "options"),
     [
-        ({}, {}),
-        ({"G": 1, "V": 12}, {"softcap": 1.5}),
-        ({"G": 4}, {"window": 280}),
+        (1, {}, {}),
+        (FEW, {"G": 1, "V": 12}, {"softcap": 1.5}),
+        (FEW, {"G": 4}, {"window": 50}),
     ],
 )
-def test_few_queries_read_as_much_of_a_cache_as_is_filled(T, heads, options):
-    """At offsets around an eighth of the keys, and where there is no key yet, or no more."""
-    S = 320
+def test_few_queries_have_all_scores_at_once(T, heads, options):
+    """Before there is a key, among them, past them all, and each at an index of its own."""
+    S = 60
     arrays = inputs(T=T, S=S, **heads)
     documents = np.repeat(np.array([[1, 2, 3, 4], [7, 8, 8, 0]], np.int32), S // 4, axis=1)
     # the second row's queries are of a document that no key is of
     segments = np.array([[1] * T, [5] * T], np.int32), documents
     at = jnp.asarray(2**24 + np.arange(S, dtype=np.int32)[None].repeat(2, axis=0))
     bias = Bias(SLOPES, (at[:, 37 : 37 + T], at))
-    own = np.array([[30] * T, [39 + T] * T], np.int32)
-    offsets = [-1, 40 - T, 41 - T, S - T, S + 400, own]
-    check(arrays, segments=segments, bias=bias, offsets=offsets, **options)
-    check(arrays, offsets=offsets, **options)
-    check(arrays, offset=38, **options)
+    own = np.array([[10] * T, [39 + T] * T], np.int32)
+    check(arrays, segments=segments, bias=bias, offsets=[-1, 12, S + 400, own], **options)
+    check(arrays, offset=S - T, **options)
 
 
 def test_scores_past_the_range_of_exp():

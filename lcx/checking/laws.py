@@ -134,6 +134,8 @@ def _says_fp32(annotation: Any) -> bool:
 def fields_of(state: Any) -> Iterator[tuple[str, Any, Any]]:
     """(name, annotation, array) of every field of a state, and of the states in it."""
     if not hasattr(state, "_fields"):
+        for part in state:
+            yield from fields_of(part) if isinstance(part, tuple) else ()
         return
     hints = get_type_hints(type(state))
     for field in state._fields:

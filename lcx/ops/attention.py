@@ -8,7 +8,7 @@ term of the denominator needs.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,7 @@ def attention(
 
     # tiles leave out what lies before the window
     few = T <= FEW and (window is None or 2 * window > S)
-    form = _few if few else blockwise
+    form = _at_once if few else blockwise
     if chosen("attention", kernels) == "reference":
         form = _reference
     slopes, positions = (None, None) if bias is None else bias
@@ -190,10 +190,11 @@ def attend_few(
     scores = scoring.scores(products)
     if positions is not None:
         scores += _by_group(scoring.bias(*positions), scores.shape)
-    weights, lse = _softmax(scores, seen[:, :, None, None])
+    weights, total, lse = _softmax(scores, seen[:, :, None, None])
     o = jnp.einsum(
         f"btgrn,b{own}ngv->btgrv", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
+    o /= total[..., None]
     return o.reshape(B, T, H, -1).astype(q.dtype), lse.reshape(B, T, H)
 
 
@@ -201,51 +202,26 @@ def _by_group(bias: Float[Array, "B H T S"], shape: tuple[int, ...]) -> Float[Ar
     return jnp.moveaxis(bias, 2, 1).reshape(shape)
 
 
-def _softmax(
-    scores: Float[Array, "... S"], seen: Bool[Array, "... S"]
-) -> tuple[Float[Array, "... S"], Float[Array, "..."]]:
+class _Softmax(NamedTuple):
+    weights: Float[Array, "... S"]
+    """Not yet divided by their sum: outputs are, which are fewer."""
+    total: Float[Array, "..."]
+    """The sum; 1 of a query that sees no key."""
+    lse: Float[Array, "..."]
+
+
+def _softmax(scores: Float[Array, "... S"], seen: Bool[Array, "... S"]) -> _Softmax:
     """Weights of the keys seen, and the logsumexp of their scores."""
-    lse = jax.nn.logsumexp(jnp.where(seen, scores, MASK_VALUE), axis=-1)
-    weights = jnp.where(seen, jnp.exp(jnp.where(seen, scores, MASK_VALUE) - lse[..., None]), 0.0)
-    return weights, jnp.where(seen.any(-1), lse, MASK_VALUE)
+    scores = jnp.where(seen, scores, MASK_VALUE)
+    top = jax.lax.stop_gradient(scores.max(axis=-1))
+    weights = jnp.where(seen, jnp.exp(scores - top[..., None]), 0.0)
+    total = weights.sum(axis=-1)
+    total = jnp.where(total > 0, total, 1.0)
+    return _Softmax(weights, total, top + jnp.log(total))
 
 
 FEW = 4
 """So many queries have all their scores made at once."""
-
-
-def _few(
-    q: Float[Array, "B T G R K"],
-    k: Float[Array, "B S G K"],
-    v: Float[Array, "B S G V"],
-    offset: Offset,
-    scoring: Scoring,
-    segments: Segments | None,
-    positions: Positions | None,
-) -> tuple[Float[Array, "B T G R V"], Float[Array, "B T G R"]]:
-    """All scores of the keys that a query may see, and of some more.
-
-    Of a cache an eighth or a 64th is read while no more is filled. XLA copies that part, as it
-    does tiles, so more parts would gain nothing. Reading in a branch has a second use: elsewhere
-    XLA fuses a cache's update into each of its readers, and then copies the cache for each.
-    """
-    S = k.shape[1]
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # as a cache lies (`lcx.sparsity.past.ByHead`)
-
-    def first(n: int) -> Any:
-        def attend() -> tuple[Array, Array]:
-            cut = None if segments is None else (segments[0], segments[1][:, :n])
-            at = None if positions is None else (positions[0], positions[1][:, :n])
-            return _at_once(q, k[:, :, :n], v[:, :, :n], offset, scoring, cut, at)
-
-        return attend
-
-    if isinstance(offset, int):
-        return first(max(1, min(S, offset + q.shape[1])))()
-    sizes = [n for n in (S // 64, S // 8) if n >= 32]
-    last = jnp.max(offset) + (q.shape[1] - 1 if jnp.ndim(offset) == 0 else 0)
-    filled = sum((last >= n).astype(jnp.int32) for n in sizes)
-    return jax.lax.switch(filled, [first(n) for n in (*sizes, S)])
 
 
 def _reference(
@@ -258,14 +234,13 @@ def _reference(
     positions: Positions | None,
 ) -> tuple[Float[Array, "B T G R V"], Float[Array, "B T G R"]]:
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
     return _at_once(q, k, v, offset, scoring, segments, positions)
 
 
 def _at_once(
     q: Float[Array, "B T G R K"],
-    k: Float[Array, "B G S K"],
-    v: Float[Array, "B G S V"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G V"],
     offset: Offset,
     scoring: Scoring,
     segments: Segments | None,
@@ -273,7 +248,7 @@ def _at_once(
 ) -> tuple[Float[Array, "B T G R V"], Float[Array, "B T G R"]]:
     """All T x S scores, softmax and sum; in fp32."""
     B, T, G, R, _ = q.shape
-    query, key = jnp.asarray(offset), jnp.arange(k.shape[2])
+    query, key = jnp.asarray(offset), jnp.arange(k.shape[1])
     if query.ndim == 0:
         query = query + jnp.arange(T)
     query = query[None] if query.ndim == 1 else query
@@ -281,12 +256,14 @@ def _at_once(
     if segments is not None:
         seen &= segments[0][:, :, None] == segments[1][:, None, :]
     # plain batches of matrix products: of a sum over more axes XLA makes copies, transposed
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # as a cache lies (`lcx.sparsity.growing.Buffer`)
     q = q.transpose(0, 2, 3, 1, 4).reshape(B, G, R * T, -1)
     products = jnp.einsum("bgqk,bgsk->bgqs", q, k, preferred_element_type=jnp.float32)
     scores = scoring.scores(products.reshape(B, G, R, T, -1))
     if positions is not None:
         scores += scoring.bias(*positions).reshape(scores.shape)
-    weights, lse = _softmax(scores, seen[:, None, None])
+    weights, total, lse = _softmax(scores, seen[:, None, None])
     weights = weights.astype(v.dtype).reshape(B, G, R * T, -1)
     o = jnp.einsum("bgqs,bgsv->bgqv", weights, v, preferred_element_type=jnp.float32)
-    return o.reshape(B, G, R, T, -1).transpose(0, 3, 1, 2, 4), lse.transpose(0, 3, 1, 2)
+    o = o.reshape(B, G, R, T, -1) / total[..., None]
+    return o.transpose(0, 3, 1, 2, 4), lse.transpose(0, 3, 1, 2)

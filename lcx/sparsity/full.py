@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from lcx.ops.attention import attention
 from lcx.ops.sharded_attention import sharded_attention
+from lcx.ops.tiles import Index
 from lcx.positions import PositionScheme
-from lcx.sparsity.past import Entries, GrowingCache, append, bias_of, by_head, empty, segments_of
+from lcx.sparsity.growing import Answer, append, growing, over
+from lcx.sparsity.past import Entries, bias_of, segments_of, unmarked
 from lcx.sparsity.protocol import Attended, Request
 from lcx.types import State
 
@@ -26,8 +27,7 @@ class Full:
     def init_state(
         self, batch: int, capacity: int, groups: int, width: int, dtype: DTypeLike
     ) -> State:
-        entries = by_head(empty(batch, capacity, groups, width, dtype))
-        return GrowingCache(entries, jnp.zeros(batch, jnp.int32))
+        return growing(groups, width, dtype, unmarked(batch, capacity))
 
     def __call__(self, asked: Request) -> Attended:
         q, k, v, ctx, position, softcap, state = asked
@@ -45,18 +45,18 @@ class Full:
                 kernels=ctx.kernels,
             )
             return Attended(o, lse, None)
-        seen, offset, after = append(state, new, ctx.shards)
-        k, v = seen.k, seen.v
-        if state is not None:
-            k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        parts, after = append(state, new, ctx.shards)
         one = state is None and ctx.segments is None
-        o, lse = attention(
-            *(q, k, v),
-            offset=offset,
-            softcap=softcap,
-            segments=None if one else (new.segments, seen.segments),
-            bias=bias_of(position, q.shape[2], ctx.positions, seen.positions),
-            decay=position.decay(q.shape[3]),
-            kernels=ctx.kernels,
-        )
-        return Attended(o, lse, after)
+
+        def attend(seen: Entries, offset: Index) -> Answer:
+            return attention(
+                *(q, seen.k, seen.v),
+                offset=offset,
+                softcap=softcap,
+                segments=None if one else (new.segments, seen.segments),
+                bias=bias_of(position, q.shape[2], ctx.positions, seen.positions),
+                decay=position.decay(q.shape[3]),
+                kernels=ctx.kernels,
+            )
+
+        return Attended(*over(parts, attend), after)

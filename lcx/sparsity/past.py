@@ -1,6 +1,6 @@
 """What sparsities keep of the past, and how they count within a document."""
 
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from lcx.ops.attention import Bias
-from lcx.ops.tiles import Index
 from lcx.parallel import seqpar
 from lcx.parallel.seqpar import Affine, Shards
 from lcx.positions import PositionScheme
@@ -26,15 +25,6 @@ class Entries(NamedTuple):
     """The document of each, or what else decides who sees it; -1 where a slot is empty."""
 
 
-class ByHead(NamedTuple):
-    """`Entries` of a cache, whose keys and values lie by head: a query's products are fast so."""
-
-    k: Float[Array, "B G S K"]
-    v: Float[Array, "B G S V"]
-    positions: Int[Array, "B S"]
-    segments: Int[Array, "B S"]
-
-
 @runtime_checkable
 class Past(Protocol):
     """`Entries`, or another NamedTuple of arrays [B S ...], keys among them."""
@@ -46,28 +36,15 @@ class Past(Protocol):
 Kept = TypeVar("Kept", bound=Past)
 
 
-class GrowingCache(NamedTuple):
-    """Room for the tokens of a whole text, of which the first `used` are there."""
-
-    entries: Past
-    used: Int[Array, " B"]
-    """The same in all rows, which are read side by side."""
-
-
 def empty(batch: int, slots: int, groups: int, width: int, dtype: DTypeLike) -> Entries:
     """Room for `slots` tokens."""
-    return Entries(
-        k=jnp.zeros((batch, slots, groups, width), dtype),
-        v=jnp.zeros((batch, slots, groups, width), dtype),
-        positions=jnp.zeros((batch, slots), jnp.int32),
-        segments=jnp.full((batch, slots), -1, jnp.int32),
-    )
+    shape = (batch, slots, groups, width)
+    return Entries(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), *unmarked(batch, slots))
 
 
-def by_head(entries: Entries) -> ByHead:
-    """The same, by head."""
-    k, v, positions, segments = entries
-    return ByHead(k.swapaxes(1, 2), v.swapaxes(1, 2), positions, segments)
+def unmarked(batch: int, slots: int) -> tuple[Int[Array, "B S"], Int[Array, "B S"]]:
+    """The positions and segments of empty slots."""
+    return jnp.zeros((batch, slots), jnp.int32), jnp.full((batch, slots), -1, jnp.int32)
 
 
 def before_first(sparsity: Sparsity, asked: Request) -> State:
@@ -77,35 +54,6 @@ def before_first(sparsity: Sparsity, asked: Request) -> State:
     batch, length, groups, width = asked.k.shape
     capacity = seqpar.length(length, asked.ctx.shards)
     return sparsity.init_state(batch, capacity, groups, width, asked.k.dtype)
-
-
-def append(
-    state: GrowingCache | None, new: Kept, shards: Shards | None
-) -> tuple[Kept, Index, GrowingCache | None]:
-    """The entries of the past and of a piece; the index of its first among them; the state after.
-
-    A growing cache has its used tokens followed by the piece's, by head where it is `ByHead`.
-    Without a state there is none.
-    With shards, every one has the entries of all, and the index is that of its own first.
-
-    Raises ValueError for a piece that no cache of this size could hold.
-    """
-    begin = seqpar.index(shards) * new.k.shape[1]
-    new = jax.tree.map(lambda a: seqpar.gather(a, shards), new)
-    if state is None:
-        return new, begin, None
-    held: Any = state.entries
-    piece: Any = new
-    length, axes = new.k.shape[1], [1] * len(held)
-    if isinstance(held, ByHead):
-        piece, axes = by_head(piece), [2, 2, 1, 1]
-    slots = held.k.shape[axes[0]]
-    if length > slots:
-        raise ValueError(f"a piece of {length} tokens exceeds the state's {slots}")
-    at = state.used[0]
-    put = jax.lax.dynamic_update_slice_in_dim
-    seen = type(held)(*(put(h, n, at, axis) for h, n, axis in zip(held, piece, axes, strict=True)))
-    return seen, at + begin, GrowingCache(seen, state.used + length)
 
 
 def slide(past: Kept, new: Kept, shards: Shards | None) -> tuple[Kept, Kept]:

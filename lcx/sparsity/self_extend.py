@@ -8,8 +8,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from lcx.ops.attention import attention, merge
+from lcx.ops.tiles import Index
 from lcx.positions import PositionScheme, encodes_only
-from lcx.sparsity.past import GrowingCache, append, empty, segments_of
+from lcx.sparsity.growing import Answer, append, growing, over
+from lcx.sparsity.past import segments_of, unmarked
 from lcx.sparsity.protocol import Attended, Request
 from lcx.types import Context, State
 
@@ -55,33 +57,36 @@ class SelfExtend:
         self, batch: int, capacity: int, groups: int, width: int, dtype: DTypeLike
     ) -> State:
         lengths = jnp.zeros((batch, capacity), jnp.int32)
-        entries = Unencoded(*empty(batch, capacity, groups, width, dtype), lengths)
-        return GrowingCache(entries, jnp.zeros(batch, jnp.int32))
+        marks = (*unmarked(batch, capacity), lengths)
+        return growing(groups, width, dtype, marks)
 
     def __call__(self, asked: Request) -> Attended:
         q, k, v, ctx, position, softcap, state = asked
         # keys are encoded when they are read, each by the length of its own text
         lengths = jnp.zeros_like(ctx.positions) if ctx.lengths is None else ctx.lengths
         new = Unencoded(k, v, ctx.positions, segments_of(ctx), lengths)
-        seen, offset, after = append(state, new, ctx.shards)
+        parts, after = append(state, new, ctx.shards)
 
         def encode(x, positions, lengths):
             return position(x, x, Context(positions, lengths=lengths))[0]
 
-        def part(query, key, offset, window):
-            return attention(
-                encode(q, query, new.lengths),
-                encode(seen.k, key, seen.lengths),
-                seen.v,
-                offset=offset,
-                window=window,
-                softcap=softcap,
-                segments=(new.segments, seen.segments),
-                kernels=ctx.kernels,
-            )
+        def attend(seen: Unencoded, offset: Index) -> Answer:
+            def part(query, key, offset, window):
+                return attention(
+                    encode(q, query, new.lengths),
+                    encode(seen.k, key, seen.lengths),
+                    seen.v,
+                    offset=offset,
+                    window=window,
+                    softcap=softcap,
+                    segments=(new.segments, seen.segments),
+                    kernels=ctx.kernels,
+                )
 
-        own, past = new.positions, seen.positions
-        near = part(own, past, offset, self.neighbours)
-        shift = self.neighbours - self.neighbours // self.group
-        far = part(own // self.group + shift, past // self.group, offset - self.neighbours, None)
-        return Attended(*merge(near, far), after)
+            own, past = new.positions, seen.positions
+            near = part(own, past, offset, self.neighbours)
+            shift = self.neighbours - self.neighbours // self.group
+            query, key = own // self.group + shift, past // self.group
+            return merge(near, part(query, key, offset - self.neighbours, None))
+
+        return Attended(*over(parts, attend), after)

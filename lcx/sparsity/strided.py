@@ -9,7 +9,8 @@ from jax.typing import DTypeLike
 
 from lcx.ops.attention import attention, merge
 from lcx.positions import PositionScheme
-from lcx.sparsity.past import Entries, GrowingCache, append, bias_of, empty, segments_of
+from lcx.sparsity.growing import append, growing
+from lcx.sparsity.past import Entries, bias_of, segments_of, unmarked
 from lcx.sparsity.protocol import Attended, Request
 from lcx.types import State
 
@@ -43,15 +44,15 @@ class Strided:
         self, batch: int, capacity: int, groups: int, width: int, dtype: DTypeLike
     ) -> State:
         slots = -(-capacity // self.stride) * self.stride
-        entries = empty(batch, slots, groups, width, dtype)
-        return GrowingCache(entries, jnp.zeros(batch, jnp.int32))
+        return growing(groups, width, dtype, unmarked(batch, slots), [slots])
 
     def __call__(self, asked: Request) -> Attended:
         q, k, v, ctx, position, softcap, state = asked
         length = q.shape[1]
         q, k = position(q, k, ctx)
         new = Entries(k, v, ctx.positions, segments_of(ctx))
-        seen, offset, after = append(state, new, ctx.shards)
+        (whole,), after = append(state, new, ctx.shards)
+        seen, offset = whole.entries, whole.offset
         near = attention(
             *(q, seen.k, seen.v),
             offset=offset,
@@ -64,8 +65,8 @@ class Strided:
 
         # Time as a grid of `stride` columns: a query sees the rows above it in its column.
         row, column = offset // self.stride, offset % self.stride
-        whole = isinstance(offset, int)  # begins a row of the grid
-        rows = -(-(length + (0 if whole else self.stride - 1)) // self.stride)
+        begins = isinstance(offset, int)  # a row of the grid
+        rows = -(-(length + (0 if begins else self.stride - 1)) // self.stride)
 
         def grid(x, rows, column):
             """[B, t, ...] from `column` of the first row on -> [B * stride, rows, ...]."""
