@@ -74,7 +74,7 @@ def families() -> dict[str, LM]:
             Block(replace(biased, position=ALiBi()), MLP(512, "gelu_tanh", bias=True), NORM),
             embed_norm=NORM,
         ),
-        "mamba2": lm(Block(Mamba2(state=64, head_width=32), None), repeats=6),
+        "mamba2": lm(Block(Mamba2(state=64, head_width=32), None, RMSNorm(1e-5)), repeats=6),
         "rwkv": lm(Block(RWKV4(), RWKVChannelMix(512), NORM), embed_norm=NORM, tied=False),
     }
 

@@ -47,7 +47,7 @@ def _fit(family: Family, model: LM, wanted: LM) -> tuple[dict[str, Any] | None, 
         config = family.write(model)
         if config is None:
             return None, []
-        told = family.read(Config(config, "the config that was made"))
+        told = family.read(Config(config, "its config"))
     except ValueError as error:
         return None, [str(error)]
     return config, list(spec.differences(wanted, _plain(told), "model"))
