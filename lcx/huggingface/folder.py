@@ -119,11 +119,8 @@ class Folder:
             )
         pickled = sorted(p.name for s in ("bin", "pth", "pt") for p in self.path.glob(f"*.{s}"))
         if pickled:
-            return (
-                f" in {self.path}; {pickled[0]} is a pickle, which may run code, and is not read: "
-                "convert it by transformers, "
-                "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(another)"
-            )
+            said = f" in {self.path}; {pickled[0]} is a pickle, which may run code, and is not read"
+            return f"{said}: convert it by {_conversion(pickled[0])}"
         return f" in {self.path}"
 
     @contextmanager
@@ -137,6 +134,16 @@ class Folder:
             raise ValueError(
                 f"{self.name}: {path} cannot be read ({error}): fetch the file again"
             ) from error
+
+
+def _conversion(pickled: str) -> str:
+    """What makes safetensors of a pickle, and runs nothing that is in it."""
+    if pickled.endswith(".bin"):  # as transformers has them, with a config beside
+        return "transformers, AutoModelForCausalLM.from_pretrained(folder).save_pretrained(another)"
+    return (
+        'python -c "import torch, safetensors.torch as s; '
+        f"s.save_file(torch.load('{pickled}', weights_only=True), '{SINGLE}')\""
+    )
 
 
 def _digest(path: Path) -> bytes:
