@@ -61,7 +61,10 @@ def test_files_of_any_size_are_read_back_by_slices(params, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (LM(50, 32, (Block(RetNet(heads=2)),)), "no published family has these parts; those known"),
+        (
+            LM(50, 32, (Block(RetNet(heads=2)),)),
+            "has blocks of RetNet and SwiGLU; those known are llama",
+        ),
         (
             LM(50, 32, (Block(SoftmaxAttention(sparsity=Strided(4))),)),
             r"llama is near: model.pattern.0.mixer.sparsity: Strided\(stride=4\) here, Full\(\)",

@@ -36,7 +36,10 @@ def family_of(model: LM) -> tuple[Family, dict[str, Any]]:
             nearest = family.kinds[0], differs
     known = ", ".join(kind for family in FAMILIES for kind in family.kinds)
     if nearest is None:
-        raise ValueError(f"no published family has these parts; those known are {known}")
+        parts = dict.fromkeys(type(s).__name__ for b in model.pattern for s in b.sublayers.values())
+        raise ValueError(
+            f"no published family has blocks of {' and '.join(parts)}; those known are {known}"
+        )
     kind, differs = nearest
     raise ValueError(f"no published family is this model; {kind} is near: {'; '.join(differs[:3])}")
 
