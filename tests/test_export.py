@@ -1,6 +1,7 @@
 """Models out: what is written is read back to the bit, on any mesh, and nothing is overwritten."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from lcx.model import LM
 from lcx.parallel.mesh import Mesh
 from lcx.positions import RoPE, XPos
 from lcx.sparsity import Strided, Window
+from lcx.types import Policy
 from tests.test_cli import TINY, lcx
 
 ATTENTION = SoftmaxAttention(heads=4, kv_heads=2, position=RoPE(5e5))
@@ -56,6 +58,20 @@ def test_files_of_any_size_are_read_back_by_slices(params, tmp_path, monkeypatch
     up = cut.blocks[0].channel.up.kernel[...]
     assert {shard.data.shape for shard in up.addressable_shards} == {(2, 16, 24)}
     assert largest == 50 * 32 / 4  # a quarter of the embedding
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_read_exactly(dtype, params, tmp_path):
+    """Into fp32, which holds every value of both; a bf16 model keeps what bf16 files hold."""
+    narrow = jax.tree.map(lambda a: a.astype(dtype), params)
+    write_model(tmp_path / "model", LLAMA, narrow)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
+    weights = Pretrained(str(tmp_path / "model"))
+    equal(weights.load(LLAMA), jax.tree.map(lambda a: a.astype("float32"), narrow))
+    assert weights.dtype == ("bfloat16" if dtype == "bfloat16" else "float32")
+    kept = weights.load(replace(LLAMA, policy=Policy(params=weights.dtype)))
+    assert {a.dtype.name for a in jax.tree.leaves(kept)} == {weights.dtype}
 
 
 @pytest.mark.parametrize(
