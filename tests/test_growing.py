@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from lcx.positions import ALiBi, RoPE, XPos
-from lcx.sparsity import Full, Request, SelfExtend
-from lcx.sparsity.growing import SMALLEST, growing, sizes
-from lcx.sparsity.past import unmarked
+from lcx.sparsity import Full, Request, SelfExtend, growing
+from lcx.sparsity.growing import SMALLEST, sizes
 from lcx.types import Context, take_rows
 
 BUFFERS = [5, 3, 16, 17]
@@ -35,11 +34,10 @@ def read(sparsity, position, q, k, v, ctx, state=None):
     return sparsity(Request(q, k, v, ctx, position, state=state))
 
 
-def empty(sparsity):
-    marks = unmarked(2, T)
-    if isinstance(sparsity, SelfExtend):
-        marks += (jnp.zeros((2, T), jnp.int32),)
-    return growing(GROUPS, WIDTH, jnp.float32, marks, BUFFERS)
+@pytest.fixture
+def empty(monkeypatch):
+    monkeypatch.setattr(growing, "sizes", lambda capacity, slot: BUFFERS)
+    return lambda sparsity: sparsity.init_state(2, T, GROUPS, WIDTH, jnp.float32)
 
 
 def swapped(tree):
@@ -51,7 +49,7 @@ def swapped(tree):
     [(Full(), ALiBi()), (Full(), XPos()), (SelfExtend(6, 3), RoPE())],
     ids=("Full, ALiBi", "Full, XPos", "SelfExtend"),
 )
-def test_pieces_equal_the_whole(sparsity, position):
+def test_pieces_equal_the_whole(sparsity, position, empty):
     """Few queries and many, in two orders; half-way the rows change places."""
     whole = read(sparsity, position, *texts())
     for pieces in (1, 10, 4, 4, 1, 4, 1, 10, 4, 1, 1), (4, 4, 10, 4, 4, 4, 1, 4, 4, 1, 1):
@@ -69,7 +67,7 @@ def test_pieces_equal_the_whole(sparsity, position):
         assert begin == T
 
 
-def test_buffers_that_no_query_reaches_are_not_read():
+def test_buffers_that_no_query_reaches_are_not_read(empty):
     """A NaN spreads through any product: where none comes out, none was read."""
     state = empty(Full())
     later = [jax.tree.map(lambda a: a + jnp.nan, buffer) for buffer in state.buffers[1:]]

@@ -13,7 +13,7 @@ from lcx.ops.attention import FEW, merge
 from lcx.ops.tiles import MASK_VALUE, Index
 from lcx.parallel import seqpar
 from lcx.parallel.seqpar import Shards
-from lcx.sparsity.past import Past
+from lcx.sparsity.past import Past, fits
 
 Answer = tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]
 Kept = TypeVar("Kept", bound=Past)
@@ -75,16 +75,11 @@ SMALLEST = 2**19
 
 
 def growing(
-    groups: int,
-    width: int,
-    dtype: DTypeLike,
-    marks: tuple[Int[Array, "B S"], ...],
-    slots: list[int] | None = None,
+    groups: int, width: int, dtype: DTypeLike, marks: tuple[Int[Array, "B S"], ...]
 ) -> GrowingCache:
-    """Before the first token. marks: of empty slots; slots: of each buffer (`sizes` if None)."""
+    """Before the first token. marks: of empty slots."""
     batch, capacity = marks[0].shape
-    if slots is None:
-        slots = sizes(capacity, 2 * batch * groups * width * jnp.dtype(dtype).itemsize)
+    slots = sizes(capacity, 2 * batch * groups * width * jnp.dtype(dtype).itemsize)
 
     def room(n: int) -> Float[Array, "B G s K"]:
         return jnp.zeros((batch, groups, n, width), dtype)
@@ -107,9 +102,8 @@ def append(
     new = jax.tree.map(lambda a: seqpar.gather(a, shards), new)
     if state is None:
         return [Part(new, begin, None)], None
-    length, slots = new.k.shape[1], state.marks[0].shape[1]
-    if length > slots:
-        raise ValueError(f"a piece of {length} tokens exceeds the state's {slots}")
+    length = new.k.shape[1]
+    fits(length, state.marks[0].shape[1])
     at, put = state.used[0], jax.lax.dynamic_update_slice_in_dim
     fields: Any = new
     k, v, *rest = fields

@@ -56,6 +56,12 @@ def before_first(sparsity: Sparsity, asked: Request) -> State:
     return sparsity.init_state(batch, capacity, groups, width, asked.k.dtype)
 
 
+def fits(length: int, slots: int) -> None:
+    """Raise ValueError for a piece that no cache of this size could hold."""
+    if length > slots:
+        raise ValueError(f"a piece of {length} tokens exceeds the state's {slots}")
+
+
 def slide(past: Kept, new: Kept, shards: Shards | None) -> tuple[Kept, Kept]:
     """The last tokens followed by a piece, to be seen; and the last of those, to be kept."""
     slots = past.k.shape[1]

@@ -1,18 +1,33 @@
 """Sparse Transformer's strided pattern."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Int
 
 from lcx.ops.attention import attention, merge
+from lcx.ops.tiles import Index
+from lcx.parallel import seqpar
+from lcx.parallel.seqpar import Shards
 from lcx.positions import PositionScheme
-from lcx.sparsity.growing import append, growing
-from lcx.sparsity.past import Entries, bias_of, segments_of, unmarked
+from lcx.sparsity.past import Entries, bias_of, empty, fits, segments_of
 from lcx.sparsity.protocol import Attended, Request
 from lcx.types import State
+
+
+class StridedState(NamedTuple):
+    """Room for the tokens of a whole text, of which the first `used` are there.
+
+    By token, where `GrowingCache` lies by head: columns and tiles of it are cut out to be read.
+    """
+
+    entries: Entries
+    used: Int[Array, " B"]
+    """The same in all rows, which are read side by side."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +59,15 @@ class Strided:
         self, batch: int, capacity: int, groups: int, width: int, dtype: DTypeLike
     ) -> State:
         slots = -(-capacity // self.stride) * self.stride
-        return growing(groups, width, dtype, unmarked(batch, slots), [slots])
+        entries = empty(batch, slots, groups, width, dtype)
+        return StridedState(entries, jnp.zeros(batch, jnp.int32))
 
     def __call__(self, asked: Request) -> Attended:
         q, k, v, ctx, position, softcap, state = asked
         length = q.shape[1]
         q, k = position(q, k, ctx)
         new = Entries(k, v, ctx.positions, segments_of(ctx))
-        (whole,), after = append(state, new, ctx.shards)
-        seen, offset = whole.entries, whole.offset
+        seen, offset, after = _append(state, new, ctx.shards)
         near = attention(
             *(q, seen.k, seen.v),
             offset=offset,
@@ -65,8 +80,8 @@ class Strided:
 
         # Time as a grid of `stride` columns: a query sees the rows above it in its column.
         row, column = offset // self.stride, offset % self.stride
-        begins = isinstance(offset, int)  # a row of the grid
-        rows = -(-(length + (0 if begins else self.stride - 1)) // self.stride)
+        whole = isinstance(offset, int)  # begins a row of the grid
+        rows = -(-(length + (0 if whole else self.stride - 1)) // self.stride)
 
         def grid(x, rows, column):
             """[B, t, ...] from `column` of the first row on -> [B * stride, rows, ...]."""
@@ -93,3 +108,18 @@ class Strided:
         )
         o, lse = merge(near, (flat(far[0]), flat(far[1])))
         return Attended(o, lse, after)
+
+
+def _append(
+    state: StridedState | None, new: Entries, shards: Shards | None
+) -> tuple[Entries, Index, StridedState | None]:
+    """The past followed by a piece of all shards; the index of this shard's first; the state."""
+    length = seqpar.length(new.k.shape[1], shards)
+    begin = seqpar.index(shards) * new.k.shape[1]
+    new = jax.tree.map(lambda a: seqpar.gather(a, shards), new)
+    if state is None:
+        return new, begin, None
+    fits(length, state.entries.k.shape[1])
+    at, put = state.used[0], jax.lax.dynamic_update_slice_in_dim
+    seen = jax.tree.map(lambda old, piece: put(old, piece, at, 1), state.entries, new)
+    return seen, at + begin, StridedState(seen, state.used + length)
