@@ -10,7 +10,7 @@ from lcx import __version__, spec
 from lcx.data import Tokenizer
 from lcx.data.byte_level import ByteLevelTokenizer, ByteTokenizer
 from lcx.evaluation.metrics import Evaluation
-from lcx.huggingface.export import family_of, write_model
+from lcx.huggingface.export import check_empty, family_of, write_model
 from lcx.model import count_parameters
 from lcx.opened import OpenedRun, open_run
 from lcx.progress import plain_console
@@ -36,9 +36,8 @@ def export(folder: Path, to: Path) -> None:
     something, FileNotFoundError where the run is not finished.
     """
     run = open_run(folder)
-    family, _ = family_of(run.model)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise FileExistsError(f"--to {to} is not empty, and nothing is overwritten; give another")
+    kind = family_of(run.model)[1]["model_type"]
+    check_empty(to)
     tokenizer = run.texts.tokenizer
     bos = tokenizer.bos if isinstance(tokenizer, Tokenizer) else None
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -49,12 +48,11 @@ def export(folder: Path, to: Path) -> None:
             ids = {"bos_token_id": bos, "eos_token_id": bos}
             _write(whole / "generation_config.json", ids)
         spells = _write_tokenizer(whole, tokenizer, run.experiment.train.length)
-        card = _card(run, to.name, family.kinds[0], spells)
+        card = _card(run, to.name, kind, spells)
         (whole / "README.md").write_text(card, encoding="utf-8")
         if to.exists():
             to.rmdir()
         shutil.move(whole, to)
-    kind = json.loads((to / "config.json").read_text())["model_type"]
     plain_console().print(f"{run.run.name}, as a {kind}: {to}", highlight=False)
 
 

@@ -82,6 +82,12 @@ NO_LENGTH = ("gpt2", "bloom", "mamba2")
 """Families whose configs do not say it; GPT-2's is the number of its vectors."""
 
 
+def check_empty(folder: Path) -> None:
+    """Raise FileExistsError for a file, and for a folder that holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty, and nothing is overwritten; give another")
+
+
 def write_model(
     folder: Path,
     model: LM,
@@ -92,12 +98,11 @@ def write_model(
     """config.json and safetensors, in the dtype of the parameters, in a folder that is empty.
 
     length: of the texts of its training. bos: the id that begins a text, and ends the one before.
-    Raises ValueError for a model that no family has,
-    FileExistsError for a folder that holds something; nothing is written then.
+    Raises ValueError for a model that no family has, FileExistsError for a folder that holds
+    something; nothing is written then.
     """
     family, config = family_of(model)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is not empty, and nothing is overwritten")
+    check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = model.policy.params
     # transformers takes a family's own ids of these, where a config says none

@@ -42,17 +42,15 @@ class Llama:
         if kind == "llama":  # whose code in transformers reads neither
             config.only(sliding_window=None, layer_types=None)
         mixer = replace(attention(config), biases=("q", "k", "v", "out") if biases else ())
-        size = config.count("sliding_window") if "sliding_window" in config else None
-        known = windowed(Block(mixer, channel, RMSNorm(config.number("rms_norm_eps", 1e-6))), size)
+        block = Block(mixer, channel, RMSNorm(config.number("rms_norm_eps", 1e-6)))
+        known = windowed(block, window(config))
         pattern, repeats = layers(config, known, lambda layer: [*known][-1])
         return around(config, pattern, repeats)
 
     def write(self, model: LM) -> dict[str, Any] | None:
-        match model.pattern[0]:
-            case Block(SoftmaxAttention() as mixer, SwiGLU() as channel, RMSNorm()):
-                pass
-            case _:
-                return None
+        if (parts := sublayers(model)) is None:
+            return None
+        mixer, channel = parts
         seen = sparsities(model)
         windows = [s for s in seen if isinstance(s, Window)]
         kind = "llama" if not windows else "mistral" if len(windows) == len(seen) else "ministral"
@@ -127,6 +125,19 @@ def position(config: Config) -> PositionScheme:
     if not isinstance(scheme, PositionScheme):
         raise ValueError(f"{config.where}: its positions are {scheme}, which are no mixer's")
     return scheme
+
+
+def sublayers(model: LM) -> tuple[SoftmaxAttention, SwiGLU] | None:
+    """Of the first block, where it is one of Llama's kind."""
+    match model.pattern[0]:
+        case Block(SoftmaxAttention() as mixer, SwiGLU() as channel, RMSNorm()):
+            return mixer, channel
+    return None
+
+
+def window(config: Config) -> int | None:
+    """The size of windows; None: the config says none."""
+    return config.count("sliding_window") if "sliding_window" in config else None
 
 
 def windowed(block: Block, size: int | None) -> dict[str, Block]:

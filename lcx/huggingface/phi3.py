@@ -7,7 +7,6 @@ from lcx.huggingface import llama
 from lcx.huggingface.config import Config
 from lcx.huggingface.family import Rule, rules
 from lcx.layers import RMSNorm, SwiGLU
-from lcx.mixers import SoftmaxAttention
 from lcx.model import LM
 from lcx.sparsity import Window
 
@@ -21,18 +20,15 @@ class Phi3(llama.Llama):
         # what the first models' configs say besides
         config.only(attention_bias=False, mlp_bias=False, lm_head_bias=False)
         config.only(hidden_act="silu", interpolate_factor=1, full_attn_mod=1)
-        size = config.count("sliding_window") if "sliding_window" in config else None
         norm = RMSNorm(config.number("rms_norm_eps", 1e-5))
         block = Block(llama.attention(config), SwiGLU(config.count("intermediate_size")), norm)
-        known = [*llama.windowed(block, size).values()][-1]
+        known = [*llama.windowed(block, llama.window(config)).values()][-1]
         return llama.around(config, (known,), config.count("num_hidden_layers"))
 
     def write(self, model: LM) -> dict[str, Any] | None:
-        match model.pattern[0]:
-            case Block(SoftmaxAttention() as mixer, SwiGLU() as channel, RMSNorm()):
-                pass
-            case _:
-                return None
+        if (parts := llama.sublayers(model)) is None:
+            return None
+        mixer, channel = parts
         sizes = [s.size for s in llama.sparsities(model) if isinstance(s, Window)]
         own = {"sliding_window": next(iter(sizes), None)}
         return llama.written("phi3", model, mixer, channel.width(model.width), own)

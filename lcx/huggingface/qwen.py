@@ -8,7 +8,6 @@ from lcx.block import Block
 from lcx.huggingface import llama
 from lcx.huggingface.config import Config
 from lcx.layers import RMSNorm, SwiGLU
-from lcx.mixers import SoftmaxAttention
 from lcx.model import LM
 from lcx.sparsity import Window
 
@@ -33,11 +32,9 @@ class Qwen(llama.Llama):
         return llama.around(config, pattern, repeats)
 
     def write(self, model: LM) -> dict[str, Any] | None:
-        match model.pattern[0]:
-            case Block(SoftmaxAttention() as mixer, SwiGLU() as channel, RMSNorm()):
-                pass
-            case _:
-                return None
+        if (parts := llama.sublayers(model)) is None:
+            return None
+        mixer, channel = parts
         types = llama.layer_types(model)
         windows = [s for s in llama.sparsities(model) if isinstance(s, Window)]
         own: dict[str, Any] = {"use_sliding_window": bool(windows), "layer_types": types}
@@ -57,7 +54,7 @@ def _window(config: Config) -> int | None:
     if not config.flag("use_sliding_window", False):
         config.without("sliding_window")
         return None
-    return config.count("sliding_window") if "sliding_window" in config else None
+    return llama.window(config)
 
 
 def _usual(config: Config, windowed: str) -> Callable[[int], str]:
