@@ -20,6 +20,7 @@ class Bloom:
     """BLOOM and BLOOMZ."""
 
     kinds = ("bloom",)
+    heads = ("lm_head.weight",)
 
     def read(self, config: Config) -> LM:
         width = config.agreed("hidden_size", "n_embed")
@@ -70,10 +71,9 @@ class Bloom:
         return write_positions(mixer.position, config)
 
     def around(self, model: LM) -> tuple[Rule, ...]:
-        head = {} if model.tied else {"head.kernel": "lm_head.weight"}
         embedding = {"embed.embedding": "transformer.word_embeddings.weight"}
         return (
-            *rules(embedding | head),
+            *rules(embedding),
             *norm("embed_norm", "transformer.word_embeddings_layernorm"),
             *norm("norm", "transformer.ln_f"),
         )
@@ -88,6 +88,3 @@ class Bloom:
             *linear("channel.up", f"{LAYER}.mlp.dense_h_to_4h", bias=True),
             *linear("channel.down", f"{LAYER}.mlp.dense_4h_to_h", bias=True),
         )
-
-    def copies(self, model: LM) -> tuple[str, ...]:
-        return ("lm_head.weight",) if model.tied else ()

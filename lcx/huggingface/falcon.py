@@ -33,6 +33,7 @@ class Falcon:
     """
 
     kinds = ("falcon",)
+    heads = ("lm_head.weight",)
 
     def read(self, config: Config) -> LM:
         width, heads = config.agreed("hidden_size", "n_embed"), config.count("num_attention_heads")
@@ -96,9 +97,8 @@ class Falcon:
         return write_positions(mixer.position, config, "rope_scaling")
 
     def around(self, model: LM) -> tuple[Rule, ...]:
-        head = {} if model.tied else {"head.kernel": "lm_head.weight"}
         embedding = {"embed.embedding": "transformer.word_embeddings.weight"}
-        return rules(embedding | head) + norm("norm", "transformer.ln_f")
+        return rules(embedding) + norm("norm", "transformer.ln_f")
 
     def within(self, model: LM, block: Block) -> tuple[Rule, ...]:
         mixer: Any = block.mixer
@@ -115,9 +115,6 @@ class Falcon:
             *linear("channel.up", f"{LAYER}.mlp.dense_h_to_4h", bias),
             *linear("channel.down", f"{LAYER}.mlp.dense_4h_to_h", bias),
         )
-
-    def copies(self, model: LM) -> tuple[str, ...]:
-        return ("lm_head.weight",) if model.tied else ()
 
 
 def _kv_heads(config: Config, heads: int) -> int:

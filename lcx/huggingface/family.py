@@ -41,6 +41,11 @@ class Family(Protocol):
         """Its `model_type`s."""
         ...
 
+    @property
+    def heads(self) -> Sequence[str]:
+        """Names of the head's tensor, of which the first is written; a tied head's are copies."""
+        ...
+
     def read(self, config: Config) -> LM:
         """The architecture that a config tells. Raises ValueError for what lcx does not have."""
         ...
@@ -53,13 +58,9 @@ class Family(Protocol):
         ...
 
     def around(self, model: LM) -> tuple[Rule, ...]:
-        """Rules of the parameters before and after the blocks."""
+        """Rules of the parameters before and after the blocks, but for the head."""
         ...
 
     def within(self, model: LM, block: Block) -> tuple[Rule, ...]:
         """Rules of a block's."""
-        ...
-
-    def copies(self, model: LM) -> tuple[str, ...]:
-        """Tensors that files may have besides, which are others' copies: a tied head's."""
         ...

@@ -21,6 +21,7 @@ class GPT2:
     """GPT-2, and those that were trained by its code."""
 
     kinds = ("gpt2",)
+    heads = ("lm_head.weight",)
 
     def read(self, config: Config) -> LM:
         width = config.agreed("n_embd", "hidden_size")
@@ -92,8 +93,7 @@ class GPT2:
             "embed.embedding": "transformer.wte.weight",
             "positions.table": "transformer.wpe.weight",
         }
-        head = {} if model.tied else {"head.kernel": "lm_head.weight"}
-        return rules(tables | head) + norm("norm", "transformer.ln_f")
+        return rules(tables) + norm("norm", "transformer.ln_f")
 
     def within(self, model: LM, block: Block) -> tuple[Rule, ...]:
         return (
@@ -104,9 +104,6 @@ class GPT2:
             *linear("channel.up", f"{LAYER}.mlp.c_fc", bias=True, turned=False),
             *linear("channel.down", f"{LAYER}.mlp.c_proj", bias=True, turned=False),
         )
-
-    def copies(self, model: LM) -> tuple[str, ...]:
-        return ("lm_head.weight",) if model.tied else ()
 
 
 def _scales(config: Config, head_width: int, layers: int) -> list[float | None]:

@@ -28,6 +28,7 @@ class GPTNeoX:
     """GPT-NeoX and Pythia, with attention and MLP side by side or one after the other."""
 
     kinds = ("gpt_neox",)
+    heads = ("embed_out.weight", "lm_head.weight")
 
     def read(self, config: Config) -> LM:
         width, heads = config.count("hidden_size"), config.count("num_attention_heads")
@@ -84,9 +85,8 @@ class GPTNeoX:
         return write_positions(mixer.position, config, "rope_scaling")
 
     def around(self, model: LM) -> tuple[Rule, ...]:
-        head = {} if model.tied else {"head.kernel": "embed_out.weight"}
         embedding = {"embed.embedding": "gpt_neox.embed_in.weight"}
-        return rules(embedding | head) + norm("norm", "gpt_neox.final_layer_norm")
+        return rules(embedding) + norm("norm", "gpt_neox.final_layer_norm")
 
     def within(self, model: LM, block: Block) -> tuple[Rule, ...]:
         mixer: Any = block.mixer
@@ -99,6 +99,3 @@ class GPTNeoX:
             *linear("channel.up", f"{LAYER}.mlp.dense_h_to_4h", bias=True),
             *linear("channel.down", f"{LAYER}.mlp.dense_4h_to_h", bias=True),
         )
-
-    def copies(self, model: LM) -> tuple[str, ...]:
-        return ("embed_out.weight", "lm_head.weight") if model.tied else ()

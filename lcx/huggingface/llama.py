@@ -14,7 +14,6 @@ from lcx.model import LM
 from lcx.positions import PositionScheme, RoPE
 from lcx.sparsity import Full, Sparsity, Window
 
-HEAD = rules({"head.kernel": "lm_head.weight"})
 EMBEDDING = {"embed.embedding": "model.embed_tokens.weight", "norm.scale": "model.norm.weight"}
 NORMS = {
     "mixer_norm.scale": "model.layers.{}.input_layernorm.weight",
@@ -33,6 +32,7 @@ class Llama:
     """Llama, Mistral (each layer a window), and Ministral (some layers a window)."""
 
     kinds: Sequence[str] = ("llama", "mistral", "ministral")
+    heads = ("lm_head.weight",)
 
     def read(self, config: Config) -> LM:
         kind = config.said["model_type"]
@@ -64,15 +64,12 @@ class Llama:
         return written(kind, model, mixer, channel.width(model.width), own)
 
     def around(self, model: LM) -> tuple[Rule, ...]:
-        return rules(EMBEDDING) + (() if model.tied else HEAD)
+        return rules(EMBEDDING)
 
     def within(self, model: LM, block: Block) -> tuple[Rule, ...]:
         found = NORMS | projections(block.mixer)
         biased = isinstance(block.channel, SwiGLU) and block.channel.bias
         return rules(found | gated(biased))
-
-    def copies(self, model: LM) -> tuple[str, ...]:
-        return tuple(rule.tensor for rule in HEAD) if model.tied else ()
 
 
 def projections(mixer: Any, stem: str = "model.layers.{}.self_attn") -> dict[str, str]:

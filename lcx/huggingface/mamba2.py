@@ -9,7 +9,6 @@ from lcx.layers import RMSNorm
 from lcx.mixers import Mamba2
 from lcx.model import LM
 
-HEAD = rules({"head.kernel": "lm_head.weight"})
 EMBEDDING = {
     "embed.embedding": "backbone.embeddings.weight",
     "norm.scale": "backbone.norm_f.weight",
@@ -34,6 +33,7 @@ class Mamba2Family:
     """Mamba-2 with one group of heads."""
 
     kinds = ("mamba2",)
+    heads = ("lm_head.weight",)
 
     def read(self, config: Config) -> LM:
         config.only(use_bias=False, use_conv_bias=True, hidden_act="silu", layer_norm_epsilon=EPS)
@@ -97,7 +97,7 @@ class Mamba2Family:
         }
 
     def around(self, model: LM) -> tuple[Rule, ...]:
-        return rules(EMBEDDING) + (() if model.tied else HEAD)
+        return rules(EMBEDDING)
 
     def within(self, model: LM, block: Any) -> tuple[Rule, ...]:
         stem = "backbone.layers.{}.mixer"
@@ -107,9 +107,6 @@ class Mamba2Family:
             Rule(f"{stem}.in_proj.weight", tuple(f"mixer.{n}.kernel" for n in INPUTS)),
             convolution("mixer.conv", f"{stem}.conv1d.weight", block.mixer.kernel_size),
         )
-
-    def copies(self, model: LM) -> tuple[str, ...]:
-        return tuple(rule.tensor for rule in HEAD) if model.tied else ()
 
 
 def convolution(leaf: str, tensor: str, taps: int) -> Rule:

@@ -20,6 +20,7 @@ class MPT:
     """MPT of ALiBi and as many KV heads as heads."""
 
     kinds = ("mpt",)
+    heads = ("lm_head.weight",)
 
     def read(self, config: Config) -> LM:
         width = config.agreed("d_model", "hidden_size")
@@ -81,9 +82,8 @@ class MPT:
         return write_positions(scheme, config)
 
     def around(self, model: LM) -> tuple[Rule, ...]:
-        head = {} if model.tied else {"head.kernel": "lm_head.weight"}
         embedding = {"embed.embedding": "transformer.wte.weight"}
-        return rules(embedding | head) + norm("norm", "transformer.norm_f", bias=False)
+        return rules(embedding) + norm("norm", "transformer.norm_f", bias=False)
 
     def within(self, model: LM, block: Block) -> tuple[Rule, ...]:
         return (
@@ -94,6 +94,3 @@ class MPT:
             *linear("channel.up", f"{LAYER}.ffn.up_proj", bias=False),
             *linear("channel.down", f"{LAYER}.ffn.down_proj", bias=False),
         )
-
-    def copies(self, model: LM) -> tuple[str, ...]:
-        return ("lm_head.weight",) if model.tied else ()

@@ -100,7 +100,7 @@ class Pretrained:
         """Raise ValueError where the weights do not fit a model; reads their headers alone."""
         shapes = self._files.shapes
         unread = {name for name in shapes if not name.endswith(COMPUTED)}
-        unread -= set(self.family.copies(model))
+        unread -= set(self.family.heads) if model.tied else set()
         try:
             expected = tensors(self.family, model)
         except ValueError as error:

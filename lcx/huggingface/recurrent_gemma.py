@@ -91,7 +91,7 @@ class RecurrentGemma(llama.Llama):
         return config
 
     def around(self, model: LM) -> tuple[Rule, ...]:
-        return rules(EMBEDDING) + (() if model.tied else llama.HEAD)
+        return rules(EMBEDDING)
 
     def within(self, model: LM, block: Block) -> tuple[Rule, ...]:
         layer = "model.layers.{}"

@@ -9,7 +9,6 @@ from lcx.layers import LayerNorm, RWKVChannelMix
 from lcx.mixers import RWKV4
 from lcx.model import LM
 
-HEAD = rules({"head.kernel": "head.weight"})
 EMBEDDING = {"embed.embedding": "rwkv.embeddings.weight"}
 NORMS = {"embed_norm": "rwkv.blocks.0.pre_ln", "norm": "rwkv.ln_out"}
 BLOCK_NORMS = {"mixer_norm": "ln1", "channel_norm": "ln2"}
@@ -24,6 +23,7 @@ class RWKV4Family:
     """RWKV-4 as transformers has it: the embedding's norm is the first block's."""
 
     kinds = ("rwkv",)
+    heads = ("head.weight",)
 
     def read(self, config: Config) -> LM:
         width = config.count("hidden_size")
@@ -62,7 +62,7 @@ class RWKV4Family:
         }
 
     def around(self, model: LM) -> tuple[Rule, ...]:
-        return rules(EMBEDDING | _norms(NORMS, "{}")) + (() if model.tied else HEAD)
+        return rules(EMBEDDING | _norms(NORMS, "{}"))
 
     def within(self, model: LM, block: Block) -> tuple[Rule, ...]:
         found = _norms(BLOCK_NORMS, "rwkv.blocks.{{}}.{}")
@@ -81,9 +81,6 @@ class RWKV4Family:
         stem = "rwkv.blocks.{}.attention"
         found |= {f"mixer.{ours}": f"{stem}.{theirs}" for ours, theirs in TIME.items()}
         return (*rules(found), *mixes)
-
-    def copies(self, model: LM) -> tuple[str, ...]:
-        return tuple(rule.tensor for rule in HEAD) if model.tied else ()
 
 
 def _norms(names: dict[str, str], at: str) -> dict[str, str]:

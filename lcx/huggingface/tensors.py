@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lcx.huggingface.family import Family, Rule
+from lcx.huggingface.family import Family, Rule, rules
 from lcx.model import LM, parameters
 from lcx.types import Params
 
@@ -83,7 +83,8 @@ def tensors(family: Family, model: LM) -> list[Tensor]:
         parts = tuple((path, layer) for path in paths)
         found.append(Tensor(name, rule, parts, tuple(shapes[p][stacked:] for p in paths)))
 
-    for rule in family.around(model):
+    head = {} if model.tied else {"head.kernel": family.heads[0]}
+    for rule in (*family.around(model), *rules(head)):
         add(rule, rule.tensor, list(rule.leaves), None)
     for place, block in enumerate(model.pattern):
         for rule in family.within(model, block):
