@@ -21,7 +21,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 from lcx.parallel.preemption import several
 
 GRACE = 5
-"""Seconds that a process gives the others: to end as well, after it failed; to say who is missing."""
+"""Seconds that a process gives the others: to end as well, and to say who is missing."""
 
 
 class JoinError(RuntimeError):
