@@ -1,8 +1,10 @@
 """The language model: embed -> (pattern of blocks x repeats) -> norm -> head."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from functools import wraps
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +66,17 @@ class PerToken(NamedTuple):
     layers: list[Params]
     """Each layer's own."""
     head: Float[Array, "D vocab"]
+
+
+def _precise(method: Callable) -> Callable:
+    """A method of LM whose products are as its policy says."""
+
+    @wraps(method)
+    def precise(self, *args: Any, **named: Any) -> Any:
+        with self.policy.precise():
+            return method(self, *args, **named)
+
+    return precise
 
 
 @dataclass(frozen=True)
@@ -186,6 +199,7 @@ class LM:
         out = self.hidden(params, batch, state)
         return out._replace(x=self.logits(params, out.x))
 
+    @_precise
     def hidden(
         self,
         params: Params,
@@ -303,6 +317,7 @@ class LM:
         kinds = dict.fromkeys(kind for block in self.pattern for kind in block.handed)
         return tuple(kind.initial(x) for kind in kinds)
 
+    @_precise
     def logits(
         self, params: Params, x: Float[Array, "... D"], per_token: PerToken | None = None
     ) -> Float[Array, "... vocab"]:

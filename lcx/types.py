@@ -7,6 +7,8 @@ Axis letters, used in every shape of the project:
     C chunk        N chunks        W window        L layers       F feed-forward width
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -55,6 +57,21 @@ class Policy:
     compute: Literal["float32", "bfloat16"] = "float32"
     kernels: Literal["reference", "xla"] | None = None
     """Which form of each operation runs (`lcx.kernels`); None: the fastest on the platform."""
+    products: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
+    """How exact products of fp32 matrices are at least, where the hardware has faster ones that
+    round their factors first: to 11 bits on NVIDIA GPUs (TF32), to 8 on TPUs (bf16). What JAX does
+    by default, "bfloat16" here, is the fastest there is. No effect on CPUs, nor on products of bf16
+    matrices. None: float32 where activations are, so that all platforms agree, else tensorfloat32,
+    which costs recurrent states in fp32 less than they lose beside bf16."""
+
+    @contextmanager
+    def precise(self) -> Iterator[None]:
+        """Within it, products are traced as `products` says. Also decorates."""
+        said = self.products
+        if said is None:
+            said = "float32" if self.compute == "float32" else "tensorfloat32"
+        with jax.default_matmul_precision(said):
+            yield
 
 
 @dataclass(frozen=True)

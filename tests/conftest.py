@@ -1,5 +1,8 @@
 """Fixtures that several rooms share. Eight host devices stand in for a mesh.
 
+Tests run on the CPU whatever else the machine has; `JAX_PLATFORMS=cuda,cpu pytest -n 8 FILES` runs
+on a GPU what needs no mesh, with products in fp32, as `Policy` has them.
+
 Most of a test's time goes into machine code that runs once. LLVM is told not to optimize it and not
 to cut it into parts for several threads, and XLA to use its older emitters of fused loops, where it
 still has them: together, compiling takes a fifth of the time. What computes for long asks for
@@ -21,7 +24,10 @@ FLAGS = (
     "--xla_cpu_use_fusion_emitters=false",
 )
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has them from the process that started it
+if os.environ.setdefault("JAX_PLATFORMS", "cpu") != "cpu":
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # workers share a device
+elif "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has them from the process that started it
     # run from its file: the package must not be imported before jaxtyping is told to check it
     xla = runpy.run_path(str(Path(__file__).parent.parent / "lcx" / "parallel" / "xla.py"))
     unknown = xla["unknown_flags"](" ".join(FLAGS))

@@ -73,7 +73,7 @@ class ContrastiveSearch:
         each = jnp.repeat(jnp.arange(P), k)
         tried = reader(tokens.reshape(-1), take_rows(read.state, each))
         tried_directions = _directions(tried.hidden).reshape(P, k, -1)
-        alike = jnp.einsum("pkd,psd->pks", tried_directions, directions)
+        alike = jnp.einsum("pkd,psd->pks", tried_directions, directions, precision="highest")
         there = jnp.arange(directions.shape[1]) < seen.length[:, None]
         most = jnp.max(jnp.where(there[:, None], alike, -jnp.inf), axis=-1)
         # what has no chance is no candidate, however few others there are

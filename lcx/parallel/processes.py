@@ -21,7 +21,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 from lcx.parallel.preemption import several
 
 GRACE = 5
-"""Seconds that a process which failed gives the others to end as well."""
+"""Seconds that a process gives the others: to end as well, and to say who is missing."""
 
 
 class JoinError(RuntimeError):
@@ -236,7 +236,9 @@ def _answer(host: str, port: int, processes: int, process: int, timeout: int) ->
         time.sleep(0.2)
     with line:
         _try(lambda: line.sendall(f"lcx {process} {processes}\n".encode()))
-        said = _line(line, timeout)
+        # Process 0 began to wait a moment before this one, and can say who is missing only when it
+        # has waited for as long: a moment later than this one, on a busy machine.
+        said = _line(line, timeout + GRACE)
     if not said.startswith("lcx"):
         raise JoinError(f"what listens at {host}:{port} is not process 0 of this job, or died")
     if trouble := said.removeprefix("lcx").strip():

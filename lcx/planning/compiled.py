@@ -6,7 +6,7 @@ nothing is run: no array is made.
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -52,7 +52,9 @@ def measure(experiment: Experiment) -> Measured:
     """
     # CPUs compute bf16 in fp32, in buffers and on the wire: fp16 has the size that is meant
     policy = experiment.model.policy
-    half: Any = {name: "float16" for name, kind in asdict(policy).items() if kind == "bfloat16"}
+    half: Any = {
+        name: "float16" for name in ("params", "compute") if getattr(policy, name) == "bfloat16"
+    }
     model = replace(experiment.model, policy=replace(policy, **half))
     compiled, state, _ = compile_step(replace(experiment, model=model))
     of = compiled.memory_analysis()

@@ -80,6 +80,7 @@ def make_step(
             minimised += aux.penalty / real
         return minimised, (sums.shown / divisor, jax.tree.map(lambda a: a / real, aux.reports))
 
+    @experiment.model.policy.precise()  # the model says so of its forward pass alone
     def step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(seed, state.step)
         batch = batch._replace(keys=jax.random.split(key, batch.tokens.shape))
