@@ -1,9 +1,9 @@
 """How much memory does a long context take at evaluation, and does `lcx plan` say so?
 
-Streams one window of T tokens through a model, whose numbers are all alike, as `lcx evaluate` does: the quickstart's
-softmax model (`small`, fp32), or one of 1.06 billion parameters in bf16 (`1b`: 22 layers of 2048,
-32 heads of which 8 of keys). Prints the seconds, the memory that was said for this device, and the
-most that was taken: of the accelerator, or of the process (beside what it held before).
+Streams one window of T tokens, as `lcx evaluate` does, through a model whose numbers are all alike:
+one of the quickstart's shape (`small`, fp32), or one of 1.06 billion parameters in bf16 (`1b`: 22
+layers of 2048, 32 heads of which 8 of keys). Prints the seconds, the memory that was said for this
+device, and the most that was taken: of the accelerator, or of the process beside what it held.
 
     python -m benchmarks.long_evaluation 32768 [small|1b]
 """
