@@ -68,6 +68,8 @@ def open_session(asked: Asked) -> Iterator[Session]:
         experiment = experiments[name]
         if experiment.data not in session.corpora:
             session.corpora[experiment.data] = experiment.data.load()
+            for note in session.corpora[experiment.data].notes:
+                console.print(note, style="yellow", soft_wrap=True)
         corpus = session.corpora[experiment.data]
         experiments[name] = with_vocabulary(experiment, corpus)
         validate(name, experiments[name], experiments, corpus)

@@ -8,6 +8,7 @@ import numpy as np
 from lcx import cache, spec
 from lcx.data.documents import Documents
 from lcx.data.duplicates import hashes, stand_in
+from lcx.data.encoding import starts_of
 from lcx.data.packing import Tokens
 from lcx.data.task import Targets
 from lcx.data.tokenizers import Tokenizer
@@ -69,12 +70,6 @@ def choose(
     if not spans:
         raise (ValueError if left_out["looked at"] else TooShortError)(_nothing(protocol, left_out))
     return Targets([text(int(i), spans[i]) for i in sorted(spans, key=int)], left_out)
-
-
-def starts_of(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """The byte at which each token begins."""
-    sizes = tokenizer.byte_lengths[ids]
-    return np.cumsum(sizes) - sizes
 
 
 def _nothing(protocol: SameTargets, left_out: dict[str, int]) -> str:
