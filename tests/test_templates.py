@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lcx.data import (
+    Bytes,
     ChatML,
     Conversations,
     Data,
@@ -23,6 +24,7 @@ from lcx.data.byte_level import BOS_NAMES, ByteTokenizer
 from lcx.data.encoding import encode, scored_of, starts_of
 from lcx.data.packing import Tokens, batches
 from lcx.data.rendering import prompt, rendered
+from lcx.protocols import ByPosition, SameTargets, Sliding
 
 TURNS = [
     Turn("user", "Hello?"),
@@ -263,6 +265,43 @@ def test_conversations_cut_within_keep_their_marks(tmp_path: Path):
             marks = documents.marks(i)
             assert [first + p for a, b in marks.scored for p in range(a, b)] == every
             assert {text[a:b] for a, b in marks.special} <= {b"<|im_start|>", b"<|im_end|>"}
+
+
+@pytest.mark.parametrize("tokenizer", ["special", "bytes"])
+def test_answers_alone_are_measured(tmp_path: Path, special: TokenizerFile, tokenizer: str):
+    source = chats(tmp_path / "chats.jsonl", template=ChatML())
+    how = special if tokenizer == "special" else Bytes()
+    corpus = Data(source, how, validation=0.0, test=0.9, alike=None).load()
+    bos = corpus.tokenizer.bos
+    spans = SameTargets((16, 32), span=12, before=64, unit="bytes")
+    for protocol in (ByPosition((64, 128)), Sliding((64, 128), stride=16), spans):
+        texts, counted = corpus.targets(protocol).texts, set()
+        for text in texts:
+            whole = {128: [], 64: []}
+            for excerpt in protocol.excerpts(text, bos):
+                for score in excerpt.scores:
+                    found = excerpt.tokens[score.first : score.last]
+                    said = [i for i in found.tolist() if i < 256]
+                    if protocol == spans:
+                        assert len(found) == len(said)  # no special token
+                        assert len(said) <= 12
+                        counted |= set(said)
+                    else:
+                        whole.setdefault(score.context, []).extend(found.tolist())
+                        assert text.scored is not None
+            if isinstance(protocol, Sliding):  # each token that may be is scored once
+                for context in (64, 128):
+                    assert whole[context] == text.ids[:128][text.scored[:128]].tolist()
+            if isinstance(protocol, ByPosition):
+                every = whole[64] + whole[128]
+                assert every == text.ids[:128][text.scored[:128]].tolist()
+        if protocol == spans:
+            allowed = {*range(ord("a"), ord("z") + 1)} | {*b"<|im_end|>\n"}
+            assert counted <= (allowed if tokenizer == "bytes" else allowed - {*b"<|>"})
+    with pytest.raises(ValueError, match="bytes in what is scored of it, an answer say, after the"):
+        corpus.targets(SameTargets((16,), span=80))
+    with pytest.raises(ValueError, match=r"no token that is scored .* at the context 2, in "):
+        corpus.targets(ByPosition((2, 64)))
 
 
 def test_a_bos_is_among_the_special_tokens_of_bytes():

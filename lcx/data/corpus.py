@@ -168,6 +168,13 @@ class Corpus:
         """How many tokens a split has. Raises ValueError if it has none."""
         return len(self._read(split).ids)
 
+    def scored(self, split: str) -> int:
+        """How many of them a model is trained to predict. Raises ValueError if it has none."""
+        tokens = self._read(split)
+        if tokens.scored is None:
+            return len(tokens.ids) - (len(tokens.bounds) - 1)
+        return int(np.count_nonzero(tokens.scored))
+
     def batches(
         self, length: int, batch: int, seed: int, split: str = "train"
     ) -> "grain.IterDataset[dict[str, Int[np.ndarray, 'B T'] | packing.Lookup]]":
