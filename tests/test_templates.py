@@ -1,10 +1,13 @@
 """Chat templates: how turns become text, which of it is trained, and where special tokens stand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from lcx.data import (
     Bytes,
@@ -24,7 +27,12 @@ from lcx.data.byte_level import BOS_NAMES, ByteTokenizer
 from lcx.data.encoding import encode, scored_of, starts_of
 from lcx.data.packing import Tokens, batches
 from lcx.data.rendering import prompt, rendered
+from lcx.experiment import Experiment, Train
+from lcx.model import LM
+from lcx.parallel.mesh import BATCH, Mesh, make_mesh, place
 from lcx.protocols import ByPosition, SameTargets, Sliding
+from lcx.training.loop import make_loss
+from lcx.types import Batch
 
 TURNS = [
     Turn("user", "Hello?"),
@@ -302,6 +310,32 @@ def test_answers_alone_are_measured(tmp_path: Path, special: TokenizerFile, toke
         corpus.targets(SameTargets((16,), span=80))
     with pytest.raises(ValueError, match=r"no token that is scored .* at the context 2, in "):
         corpus.targets(ByPosition((2, 64)))
+
+
+def test_meshes_keep_the_mask_and_the_loss_is_of_answers(tmp_path: Path, special: TokenizerFile):
+    source = chats(tmp_path / "chats.jsonl", template=ChatML())
+    data = Data(source, special, validation=0.0, test=0.0)
+    alone = Experiment(LM(vocab=260, width=16, repeats=1), data, Train(length=64, batch=4))
+    batch = next(iter(data.load().batches(64, 4, 0)))
+    params = jax.jit(alone.model.init)(jax.random.key(0))
+    found = []
+    for cut in (Mesh(), Mesh(data=2, seq=2)):
+        mesh = make_mesh(cut)
+        where = NamedSharding(mesh, BATCH)
+        placed = Batch(**{name: place(array, where) for name, array in batch.items()})
+        assert np.array_equal(placed.targets, batch["targets"])
+        with jax.set_mesh(mesh):
+            take = jax.jit(make_loss(replace(alone, mesh=cut)))
+            found.append((float(take(params, placed)[0].shown), int(placed.scored.sum())))
+    whole = Batch(**{name: np.asarray(array) for name, array in batch.items()})
+    logits = np.asarray(jax.jit(alone.model)(params, whole).x, np.float64)
+    log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    rows, columns = np.nonzero((whole.targets >= 0) & (whole.segments > 0))
+    nll = -log_p[rows, columns, whole.targets[rows, columns]].sum()
+    assert 0 < len(rows) < 0.8 * whole.tokens.size
+    for shown, count in found:
+        assert count == len(rows)
+        assert shown == pytest.approx(nll, rel=2e-6)  # measured: 3e-7
 
 
 def test_a_bos_is_among_the_special_tokens_of_bytes():

@@ -52,7 +52,8 @@ def show(file: Path, count: int, only: str | None, assignments: tuple[str, ...])
     for (data, train), names in alike.items():
         texts = data.load()
         said = texts.describe()
-        console.print(f"{', '.join(names)}: {', '.join(said.values())}", style="bold")
+        title = f"{', '.join(names)}: {', '.join(said.values())}"
+        console.print(title, style="bold", soft_wrap=True)
         for note in texts.notes:
             console.print(note, style="yellow", soft_wrap=True)
         _show(texts, train, count, console)
@@ -107,10 +108,11 @@ def spelled(piece: Piece, texts: Texts, coloured: bool) -> Text:
     for scored, run in groupby(zip(piece.ids.tolist(), piece.scored, strict=True), lambda t: t[1]):
         if scored and not coloured:
             text.append(OPEN)
-        for special, tokens in groupby((index for index, _ in run), names.__contains__):
+        ids = [index for index, _ in run]
+        for special, tokens in groupby(ids, lambda index: index in names):
             style = SCORED if scored else UNSCORED
             if special:
-                text.append("".join(map(names.__getitem__, tokens)), f"{style} {SPECIAL}")
+                text.append("".join(names[index] for index in tokens), f"{style} {SPECIAL}")
             else:
                 said = decode(np.array([*tokens], np.int32)).decode(errors="replace")
                 text.append(INVISIBLE.sub(lambda m: repr(m[0])[1:-1], said), style)
