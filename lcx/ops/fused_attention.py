@@ -15,6 +15,7 @@ out.
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -118,7 +119,9 @@ class _Inputs(NamedTuple):
     marks: Marks
     slopes: Any  # [G R]
     do: Any = None  # [B T G R V]
-    lse: Any = None  # [B G R T]; EMPTY where there is no key, as in `blockwise`, until it is put out
+    lse: Any = (
+        None  # [B G R T]; EMPTY where there is no key, as in `blockwise`, until it is put out
+    )
     delta: Any = None  # [B G R T]
 
 
@@ -184,7 +187,9 @@ def _run(plan: _Plan, blocks: Blocks, body: Callable, inputs: _Inputs, results: 
         k=keys(K),
         v=keys(V),
         marks=Marks(*(None if mark is None else tokens for mark in inputs.marks)),
-        slopes=None if inputs.slopes is None else pl.BlockSpec((None, heads), lambda i, h, b: of(h)),
+        slopes=None
+        if inputs.slopes is None
+        else pl.BlockSpec((None, heads), lambda i, h, b: of(h)),
         do=None if inputs.do is None else queries(V),
         lse=None if inputs.lse is None else number,
         delta=None if inputs.delta is None else number,
@@ -234,7 +239,9 @@ class _Call(NamedTuple):
     K: int
     V: int
 
-    def queries(self, ref: Any, t: Index, width: int, r: Index | None = None) -> Float[Array, "Q X"]:
+    def queries(
+        self, ref: Any, t: Index, width: int, r: Index | None = None
+    ) -> Float[Array, "Q X"]:
         """A block of queries; zeros past the end."""
         at, mask = self._queries_at(ref, t, width, r)
         return triton.load(at, mask=mask, other=None if mask is None else 0.0)
@@ -260,7 +267,9 @@ class _Call(NamedTuple):
         at = ref.at[pl.ds(s, self.blocks.keys), pl.ds(0, ref.shape[-1])]
         return at, _inside(s, self.blocks.keys, self.S, width, ref.shape[-1])
 
-    def numbers(self, ref: Any, t: Index, fill: float, r: Index | None = None) -> Float[Array, " Q"]:
+    def numbers(
+        self, ref: Any, t: Index, fill: float, r: Index | None = None
+    ) -> Float[Array, " Q"]:
         """One number for each query of a block."""
         return _vector(ref.at[*_head(r), pl.ds(t, self.blocks.queries)], t, self.T, fill)
 
@@ -315,7 +324,7 @@ class _Call(NamedTuple):
         early = given.offset[...] + t
         late = given.offset[...] + jnp.minimum(t + self.blocks.queries, self.T) - 1
         end = _count(late + size, size, 0, pl.cdiv(self.S, size))
-        begin = 0 if window is None else _count(early - window + 1, size, 0, end)
+        begin = jnp.int32(0) if window is None else _count(early - window + 1, size, 0, end)
         whole = begin if window is None else _count(late - window + size, size, begin, end)
         edge = _count(jnp.minimum(early + 1, self.S), size, whole, end)
         return self._loop(given, (begin, whole, edge, end), body, carry)
@@ -329,7 +338,7 @@ class _Call(NamedTuple):
         first = s - given.offset[...]
         """The query that is at the first key."""
         last = first + self.blocks.keys - 1
-        end = pl.cdiv(self.T, size)
+        end = jnp.int32(pl.cdiv(self.T, size))
         begin = _count(first, size, 0, end)
         if window is not None:
             end = _count(last + window + size - 1, size, begin, end)
@@ -338,12 +347,12 @@ class _Call(NamedTuple):
         return self._loop(given, (begin, whole, edge, end), body, carry)
 
     def _loop(self, given: _Inputs, ends: tuple[Index, ...], body: Callable, carry: Any) -> Any:
-        begin, whole, edge, end = (jnp.asarray(n, jnp.int32) for n in ends)
         if given.marks.segments is not None:
-            return lax.fori_loop(begin, end, partial(body, True), carry)
-        carry = lax.fori_loop(begin, whole, partial(body, True), carry)
-        carry = lax.fori_loop(whole, edge, partial(body, False), carry)
-        return lax.fori_loop(edge, end, partial(body, True), carry)
+            return lax.fori_loop(ends[0], ends[-1], partial(body, True), carry)
+        for (begin, end), masked in zip(pairwise(ends), (True, False, True), strict=True):
+            if begin is not end:
+                carry = lax.fori_loop(begin, end, partial(body, masked), carry)
+        return carry
 
 
 def _head(r: Index | None) -> tuple[Index, ...]:
