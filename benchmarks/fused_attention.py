@@ -23,7 +23,8 @@ import numpy as np
 
 from lcx.ops.attention import _reference
 from lcx.ops.blockwise import blockwise
-from lcx.ops.fused_attention import TUNED, Blocks, fused
+from lcx.ops.fused_attention import TUNED, fused
+from lcx.ops.fused_kernels import Blocks
 from lcx.ops.tiles import Scoring
 
 TOKENS, HEADS = 32_768, 16
@@ -74,7 +75,9 @@ def check() -> None:
     }
     print(f"errors against fp32, fused / by XLA: {', '.join(NAMES)}")
     with ThreadPoolExecutor() as pool:  # compiling takes most of the time
-        for name, errors in zip(cases, pool.map(lambda c: errors_of(*c), cases.values())):
+        for name, errors in zip(
+            cases, pool.map(lambda c: errors_of(*c), cases.values()), strict=True
+        ):
             said = "  ".join(f"{a:.0e}/{b:.0e}" for a, b in zip(*errors, strict=True))
             bad = any(not a <= 2 * b + 1e-6 for a, b in zip(*errors, strict=True))
             print(f"{name:26} {said}{'   WRONG' if bad else ''}", flush=True)
@@ -187,10 +190,10 @@ def sweep(width: int = 64, T: int = 8192) -> None:
     given = arrays(B=TOKENS // T, T=T, G=HEADS * 64 // width, K=width)
 
     def compiled(of: tuple[str, Blocks]) -> Any:
-        kernel = TUNED[width]._replace(**dict([of]))
+        blocks = TUNED[width]._replace(**dict([of]))
         by = {"forward": (0,), "keys_backward": (1, 2), "queries_backward": (0,)}[of[0]]
         try:
-            return passes(partial(fused, kernel=kernel), given, by=by)[of[0] != "forward"]
+            return passes(partial(fused, blocks=blocks), given, by=by)[of[0] != "forward"]
         except Exception as error:  # blocks that do not fit: the next may
             return str(error)[:80]
 
