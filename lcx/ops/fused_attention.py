@@ -25,7 +25,15 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from lcx.ops.blockwise import EMPTY, cotangents_of
-from lcx.ops.fused_kernels import Blocks, Call, Inputs, forward, keys_backward, queries_backward
+from lcx.ops.fused_kernels import (
+    LOG2E,
+    Blocks,
+    Call,
+    Inputs,
+    forward,
+    keys_backward,
+    queries_backward,
+)
 from lcx.ops.tiles import MASK_VALUE, Index, Offset, Positions, Scoring, Segments
 from lcx.parallel.mesh import ROWS, RULES
 from lcx.parallel.seqpar import AXIS
@@ -194,7 +202,7 @@ def _attend_fwd(plan: _Plan, offset: Any, q: Array, k: Array, v: Array, marks: _
 def _attend_bwd(plan: _Plan, saved: Any, cotangents: tuple[Array, Array]) -> Any:
     offset, q, k, v, marks, o, lse = saved
     do, delta = cotangents_of(o, *cotangents)
-    inputs = Inputs(offset, q, k, v, *marks, do, lse, delta)
+    inputs = Inputs(offset, q, k, v, *marks, do, LOG2E * lse, delta)
     (dq,) = _run(plan, queries_backward, inputs)
     # None: no gradients, or the float0 zeros that integer arguments ask for
     return None, dq, *_run(plan, keys_backward, inputs), None

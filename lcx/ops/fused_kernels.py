@@ -50,7 +50,7 @@ class Inputs(NamedTuple):
     positions: Any = None  # [B T] and [B S]
     slopes: Any = None  # [G R]
     do: Any = None  # [B T G R V]
-    lse: Any = None  # [B G R T]; EMPTY of a query without keys, as in `blockwise`
+    lse: Any = None  # [B G R T], in units of log2(e); EMPTY or more of a query without keys
     delta: Any = None  # [B G R T]
 
 
@@ -224,9 +224,12 @@ def forward(call: Call, given: Inputs, o: Any, lse: Any) -> None:
         s = j * call.blocks.keys
         kj, vj = call.keys(given.k, s, call.K), call.keys(given.v, s, call.V)
         key = call.key_side(given, s, 1)
-        x, _ = call.scores(triton.dot(qt, kj, trans_b=True), query, key, slope, masked)
-        new_top = jnp.maximum(top, x.max(1))
-        p, shrink = jnp.exp2(x - new_top[:, None]), jnp.exp2(top - new_top)
+        x, unit = triton.dot(qt, kj, trans_b=True), call.scoring.scale * LOG2E
+        if masked or unit < 0 or call.scoring.softcap is not None or slope is not None:
+            x, unit = call.scores(x, query, key, slope, masked)[0], 1.0
+        # else the largest product has the largest score: scaling is part of the subtraction below
+        new_top = jnp.maximum(top, unit * x.max(1))
+        p, shrink = jnp.exp2(unit * x - new_top[:, None]), jnp.exp2(top - new_top)
         acc = acc * shrink[:, None] + triton.dot(p.astype(vj.dtype), vj)
         return new_top, total * shrink + p.sum(1), acc
 
@@ -244,7 +247,7 @@ def queries_backward(call: Call, given: Inputs, dq: Any) -> None:
     """A block of the gradient by queries, [queries, K]."""
     t, (qt, query, slope) = _my_queries(call, given)
     dot = call.queries(given.do, t, call.V)
-    lse = LOG2E * call.numbers(given.lse, t, EMPTY)[:, None]
+    lse = call.numbers(given.lse, t, EMPTY)[:, None]
     delta = call.numbers(given.delta, t, 0)[:, None]
 
     def keys(masked: bool, j: Index, dqt: Array) -> Array:
@@ -283,7 +286,7 @@ def keys_backward(call: Call, given: Inputs, dk: Any, dv: Any) -> None:
             dkj, dvj = sums
             t = i * call.blocks.queries
             qt, dot = call.queries(given.q, t, call.K, r), call.queries(given.do, t, call.V, r)
-            lse = LOG2E * call.numbers(given.lse, t, EMPTY, r)[None]
+            lse = call.numbers(given.lse, t, EMPTY, r)[None]
             delta = call.numbers(given.delta, t, 0, r)[None]
             query = call.query_side(given, t, 1)
             x, bend = call.scores(triton.dot(kj, qt, trans_b=True), query, key, slope, masked)
