@@ -55,7 +55,7 @@ class Policy:
 
     params: Literal["float32", "bfloat16"] = "float32"
     compute: Literal["float32", "bfloat16"] = "float32"
-    kernels: Literal["reference", "xla"] | None = None
+    kernels: Literal["reference", "xla", "pallas"] | None = None
     """Which form of each operation runs (`lcx.kernels`); None: the fastest on the platform."""
     products: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
     """How exact products of fp32 matrices are at least, where the hardware has faster ones that

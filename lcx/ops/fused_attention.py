@@ -61,9 +61,7 @@ WIDEST = max(TUNED)
 
 def unfit(q: Array, k: Array, v: Array, offset: Offset) -> str | None:
     """Why `fused` cannot run here, on q [B T H K], k [B S G K] and v [B S G V]; None: it can."""
-    device = jax.config.jax_default_device or jax.local_devices()[0]
-    if isinstance(device, str):
-        device = jax.local_devices(backend=device)[0]
+    device = _device()
     if device.platform != "gpu":
         return f"it is for NVIDIA GPUs, and computing is on a {device.platform}"
     capability = str(getattr(device, "compute_capability", "")).split(".")[0]
@@ -78,6 +76,14 @@ def unfit(q: Array, k: Array, v: Array, offset: Offset) -> str | None:
         return "queries must be consecutive (a single offset)"
     cut = _cut(q.shape[0], k.shape[2], q.shape[2] // k.shape[2])
     return cut if isinstance(cut, str) else None
+
+
+def _device() -> jax.Device:
+    """Where computing is by default: `jax.default_backend` does not heed `jax.default_device`."""
+    set_by_user = jax.config.jax_default_device  # pyrefly: ignore[missing-attribute]
+    if isinstance(set_by_user, str):
+        return jax.local_devices(backend=set_by_user)[0]
+    return set_by_user or jax.local_devices()[0]
 
 
 def fused(
@@ -202,7 +208,7 @@ def _attend_fwd(plan: _Plan, offset: Any, q: Array, k: Array, v: Array, marks: _
 def _attend_bwd(plan: _Plan, saved: Any, cotangents: tuple[Array, Array]) -> Any:
     offset, q, k, v, marks, o, lse = saved
     do, delta = cotangents_of(o, *cotangents)
-    inputs = Inputs(offset, q, k, v, *marks, do, LOG2E * lse, delta)
+    inputs = Inputs(offset, q, k, v, *marks)._replace(do=do, lse=LOG2E * lse, delta=delta)
     (dq,) = _run(plan, queries_backward, inputs)
     # None: no gradients, or the float0 zeros that integer arguments ask for
     return None, dq, *_run(plan, keys_backward, inputs), None

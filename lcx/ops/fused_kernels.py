@@ -57,10 +57,10 @@ class Inputs(NamedTuple):
 class _Side(NamedTuple):
     """What is known of the queries of a block, or of its keys."""
 
-    index: Array
+    index: Any
     """Among the keys."""
-    segment: Array | None
-    position: Array | None
+    segment: Any
+    position: Any
 
 
 class Call(NamedTuple):
