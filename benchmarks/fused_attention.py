@@ -160,29 +160,40 @@ def times() -> None:
         print(f"{name:28} {ours[0]:8.2f} {ours[1]:8.2f}  / {xla[0]:8.2f} {xla[1]:8.2f}", flush=True)
 
 
-SWEEPS: dict[str, list[Blocks]] = {
-    "forward": [
-        Blocks(*b)
-        for b in (
+SWEEPS: dict[int, dict[str, tuple[tuple[int, ...], ...]]] = {
+    64: {
+        "forward": (
             (128, 64, 4, 2), (128, 64, 4, 3), (128, 64, 4, 4), (128, 64, 8, 3), (128, 128, 8, 2),
-            (128, 128, 8, 3), (128, 128, 8, 4), (64, 64, 4, 3), (64, 128, 4, 3), (128, 32, 4, 3),
-        )
-    ],
-    "keys_backward": [
-        Blocks(*b)
-        for b in (
-            (64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 8, 3), (32, 64, 4, 3), (32, 128, 4, 3),
-            (32, 128, 8, 3), (64, 128, 8, 2), (64, 128, 8, 3), (32, 128, 8, 4), (32, 64, 4, 4),
-        )
-    ],
-    "queries_backward": [
-        Blocks(*b)
-        for b in (
+            (128, 128, 8, 3), (64, 64, 4, 3), (64, 128, 4, 3), (128, 32, 4, 3),
+        ),
+        "keys_backward": (
+            (64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 8, 3), (32, 64, 4, 3), (32, 64, 4, 4),
+            (32, 128, 4, 3), (32, 128, 8, 3), (32, 128, 8, 4), (64, 128, 8, 2), (64, 128, 8, 3),
+        ),
+        "queries_backward": (
             (64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 4), (64, 32, 4, 3), (128, 32, 4, 3),
-            (128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 4, 2), (128, 64, 4, 3), (128, 128, 8, 2),
-        )
-    ],
+            (128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 4, 2), (128, 128, 8, 2),
+        ),
+    },
+    128: {
+        "forward": (
+            (128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 3), (64, 128, 4, 2),
+            (128, 32, 4, 3),
+        ),
+        "keys_backward": (
+            (64, 64, 8, 2), (32, 64, 4, 2), (32, 128, 8, 2), (64, 128, 8, 2), (32, 64, 8, 3),
+        ),
+        "queries_backward": (
+            (64, 64, 8, 2), (64, 64, 4, 2), (128, 64, 8, 2), (64, 32, 4, 3), (128, 32, 8, 3),
+        ),
+    },
+    256: {
+        "forward": ((64, 32, 4, 2), (64, 64, 8, 2), (128, 32, 8, 2), (64, 32, 8, 3)),
+        "keys_backward": ((32, 32, 8, 1), (32, 64, 8, 1), (32, 64, 8, 2), (16, 64, 8, 2)),
+        "queries_backward": ((32, 32, 8, 1), (64, 32, 8, 1), (64, 32, 8, 2), (64, 16, 4, 2)),
+    },
 }  # fmt: skip
+"""By the width of heads: what leaves the registers little or no spill."""
 
 
 def sweep(width: int = 64, T: int = 8192) -> None:
@@ -197,7 +208,7 @@ def sweep(width: int = 64, T: int = 8192) -> None:
         except Exception as error:  # blocks that do not fit: the next may
             return str(error)[:80]
 
-    tried = [(name, blocks) for name, each in SWEEPS.items() for blocks in each]
+    tried = [(name, Blocks(*b)) for name, each in SWEEPS[width].items() for b in each]
     with ThreadPoolExecutor() as pool:
         calls = list(pool.map(compiled, tried))
     found = []

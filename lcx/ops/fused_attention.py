@@ -51,8 +51,8 @@ TUNED: dict[int, KernelBlocks] = {
     # A block's sums must fit in registers (64k words an SM) and what is in flight in shared memory
     # (227 kB), where wider heads leave room for fewer queries and keys.
     64: KernelBlocks(Blocks(128, 64, 4, 3), Blocks(64, 64, 4, 3), Blocks(64, 64, 4, 3)),
-    128: KernelBlocks(Blocks(128, 64, 8, 3), Blocks(64, 64, 8, 2), Blocks(64, 64, 8, 2)),
-    256: KernelBlocks(Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 1), Blocks(32, 32, 8, 1)),
+    128: KernelBlocks(Blocks(128, 64, 8, 3), Blocks(32, 128, 8, 2), Blocks(128, 64, 8, 2)),
+    256: KernelBlocks(Blocks(128, 32, 8, 2), Blocks(32, 32, 8, 1), Blocks(64, 32, 8, 2)),
 }
 """By the width of heads, the larger of K and V, of 2 bytes a number; for Hopper (H100)."""
 
