@@ -201,7 +201,7 @@ def sweep(width: int = 64, T: int = 8192) -> None:
     given = arrays(B=TOKENS // T, T=T, G=HEADS * 64 // width, K=width)
 
     def compiled(of: tuple[str, Blocks]) -> Any:
-        blocks = TUNED[width]._replace(**dict([of]))
+        blocks = TUNED[2, width]._replace(**dict([of]))
         by = {"forward": (0,), "keys_backward": (1, 2), "queries_backward": (0,)}[of[0]]
         try:
             return passes(partial(fused, blocks=blocks), given, by=by)[of[0] != "forward"]

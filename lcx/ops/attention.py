@@ -103,6 +103,8 @@ def attention(
             )
 
     form = chosen("attention", kernels)
+    if kernels.form is None and form == "pallas" and q.dtype == jnp.float32:
+        form = "xla"  # of fp32 a kernel's products have no tensor cores, and cuBLAS's are tuned
     # tiles leave out what lies before the window
     few = T <= FEW and (window is None or 2 * window > S) and form != "reference"
     if form == "pallas" and not few and (reason := unfit(q, k, v, offset)):

@@ -47,16 +47,20 @@ class KernelBlocks(NamedTuple):
     queries_backward: Blocks
 
 
-TUNED: dict[int, KernelBlocks] = {
-    # A block's sums must fit in registers (64k words an SM) and what is in flight in shared memory
-    # (227 kB), where wider heads leave room for fewer queries and keys.
-    64: KernelBlocks(Blocks(128, 64, 4, 3), Blocks(64, 64, 4, 3), Blocks(64, 64, 4, 3)),
-    128: KernelBlocks(Blocks(128, 64, 8, 3), Blocks(32, 128, 8, 2), Blocks(128, 64, 8, 2)),
-    256: KernelBlocks(Blocks(128, 32, 8, 2), Blocks(32, 32, 8, 1), Blocks(64, 32, 8, 2)),
+TUNED: dict[tuple[int, int], KernelBlocks] = {
+    # A block's sums must fit in registers (255 a thread, 64k an SM) and what is in flight in shared
+    # memory (227 kB), where wider heads leave room for fewer queries and keys.
+    (2, 64): KernelBlocks(Blocks(128, 64, 4, 3), Blocks(64, 64, 4, 3), Blocks(64, 64, 4, 3)),
+    (2, 128): KernelBlocks(Blocks(128, 64, 8, 3), Blocks(32, 128, 8, 2), Blocks(128, 64, 8, 2)),
+    (2, 256): KernelBlocks(Blocks(128, 32, 8, 2), Blocks(32, 32, 8, 1), Blocks(64, 32, 8, 2)),
+    # Products of fp32 as they stand have no tensor cores, and hold their factors in registers.
+    (4, 64): KernelBlocks(Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2), Blocks(64, 32, 8, 2)),
+    (4, 128): KernelBlocks(Blocks(32, 16, 8, 2), Blocks(16, 32, 8, 1), Blocks(32, 32, 8, 2)),
+    (4, 256): KernelBlocks(Blocks(32, 16, 8, 1), Blocks(16, 32, 8, 1), Blocks(32, 16, 8, 1)),
 }
-"""By the width of heads, the larger of K and V, of 2 bytes a number; for Hopper (H100)."""
+"""By bytes a number, and by the largest width of heads (K or V); for Hopper (H100)."""
 
-WIDEST = max(TUNED)
+WIDEST = max(width for _, width in TUNED)
 
 
 def unfit(q: Array, k: Array, v: Array, offset: Offset) -> str | None:
@@ -128,12 +132,7 @@ def fused(
 
 
 def _tuned(width: int, itemsize: int) -> KernelBlocks:
-    blocks = next(blocks for widest, blocks in TUNED.items() if width <= widest)
-    if itemsize == 2:
-        return blocks
-    return KernelBlocks(
-        *(b._replace(queries=max(32, b.queries // 2), keys=max(32, b.keys // 2)) for b in blocks)
-    )
+    return next(TUNED[of] for of in TUNED if of[0] == itemsize and width <= of[1])
 
 
 def _no_longer(blocks: Blocks, T: int, S: int) -> Blocks:
