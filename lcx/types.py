@@ -270,6 +270,18 @@ class HasHeads(Protocol):
 
 
 @runtime_checkable
+class SharesKeys(Protocol):
+    """A sublayer whose heads share heads of keys, which `mesh.model` leaves whole, too.
+
+    Not one whose shared keys are copied to every device, as grouped attention's are.
+    """
+
+    def key_head_count(self, dims: Dims) -> int:
+        """G, which divides H."""
+        ...
+
+
+@runtime_checkable
 class Handed(Protocol):
     """What layers of one kind hand on to later ones: a NamedTuple of arrays."""
 

@@ -15,7 +15,7 @@ from lcx.huggingface.families import FAMILIES
 from lcx.huggingface.family import Family
 from lcx.huggingface.folder import CONFIG, INDEX, SINGLE
 from lcx.huggingface.tensors import written
-from lcx.mixers import RWKV7, SoftmaxAttention
+from lcx.mixers import RWKV7, GatedDeltaNet, SoftmaxAttention
 from lcx.model import LM
 from lcx.types import Params, Policy
 
@@ -72,9 +72,9 @@ def _told(block: Any, model: LM) -> Any:
         width = mixer.head_width or model.width // max(mixer.heads, 1)
         own = None if width * mixer.heads == model.width else width
         scale = None if mixer.scale == width**-0.5 else mixer.scale
-        mixer = replace(mixer, head_width=own, scale=scale)
-    if hasattr(mixer, "groups"):
-        mixer = replace(mixer, kv_heads=mixer.groups)
+        mixer = replace(mixer, head_width=own, scale=scale, kv_heads=mixer.groups)
+    if isinstance(mixer, GatedDeltaNet):
+        mixer = replace(mixer, key_heads=mixer.groups)
     if isinstance(mixer, RWKV7):
         mixer = replace(mixer, **mixer.ranks(model.width))
     return replace(block, mixer=mixer, channel=channel, dropout=0.0)

@@ -83,6 +83,8 @@ SETTINGS: tuple[Sublayer, ...] = (
     LinearAttention(feature_map="softmax"),
     LinearAttention(feature_map="taylor"),
     Mamba2(head_width=16, state=8),
+    Mamba2(head_width=16, state=8, groups=2),
+    GatedDeltaNet(key_heads=2),
     RetNet(heads=2, expand=1),
 )
 EXAMPLES = {
