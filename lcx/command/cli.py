@@ -201,7 +201,7 @@ def positions_command(
 
 
 def plan_command(
-    file: Positional[File],
+    file: Positional[FileOrFolder],
     devices: Annotated[int, arg(help="how many devices there would be")],
     only: Only = None,
     assignments: Set = (),

@@ -13,13 +13,12 @@ from lcx.checking import check_own
 from lcx.command.pages import check_together
 from lcx.command.session import Session
 from lcx.experiment import choose, validate, with_vocabulary
-from lcx.experiment_file import ExperimentFile, load, open_published
 from lcx.huggingface.state_dict import holds_model
 from lcx.parallel.preemption import Preemption
 from lcx.parallel.processes import is_primary, join
 from lcx.parallel.xla import keep_compiled
 from lcx.progress import plain_console
-from lcx.training.kept import open_folder
+from lcx.training.kept import open_experiments
 from lcx.variants import check_links, check_seeds
 
 
@@ -48,7 +47,7 @@ def open_session(asked: Asked) -> Iterator[Session]:
     join()
     keep_compiled(cache.folder() / "xla")
     console = plain_console(quiet=not is_primary())
-    loaded = _load(path)
+    loaded = open_experiments(path)
     experiments, chosen = choose(loaded.experiments, only, assignments)
     if seeds is not None:
         if seeds < 1:
@@ -79,12 +78,6 @@ def open_session(asked: Asked) -> Iterator[Session]:
         check_writable(out)
     with session.preemption:
         yield session
-
-
-def _load(path: Path) -> ExperimentFile:
-    if not path.is_dir():
-        return load(path)
-    return open_published(path) if holds_model(path) else open_folder(path)
 
 
 def check_writable(out: Path) -> None:
