@@ -24,7 +24,7 @@ from lcx.protocols import PROTOCOLS, EvaluationProtocol, SameTargets
 from lcx.protocols.base import check_measures
 from lcx.repetition import GUARDS
 from lcx.sparsity import SPARSITIES
-from lcx.types import HasHeads, Policy
+from lcx.types import HasHeads, Policy, SharesKeys
 
 
 @dataclass(frozen=True)
@@ -304,9 +304,13 @@ def check_cuts(experiment: Experiment) -> None:
     divides(mesh.fsdp, "fsdp", "model.width", model.width)
     for place, block in enumerate(model.pattern):
         for name, sublayer in block.sublayers.items():
+            where = f"model.pattern.{place}.{name}"
             if isinstance(sublayer, HasHeads):
-                what = f"the heads of model.pattern.{place}.{name}"
-                divides(mesh.model, "model", what, sublayer.head_count(model.dims))
+                count = sublayer.head_count(model.dims)
+                divides(mesh.model, "model", f"the heads of {where}", count)
+            if isinstance(sublayer, SharesKeys):
+                count = sublayer.key_head_count(model.dims)
+                divides(mesh.model, "model", f"the heads of keys of {where}", count)
     for path, leaf in parameters(model).items():
         names = leaf.get_metadata().get("out_sharding") or ()
         for name, size in zip(reversed(names), reversed(leaf.shape), strict=False):

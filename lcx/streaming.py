@@ -5,8 +5,9 @@ functions serves all long texts; shorter ones are read in one piece of a quarter
 `PIECE`, each of which takes a compilation more.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,12 +49,12 @@ class Streamer:
             return out.x, out.state
 
         # every shard of a sequence keeps the state whole; its rows lie where the tokens' do
-        rows = NamedSharding(self.mesh, PartitionSpec(ROWS_OF_MESH))
-        self._start: Callable = jax.jit(start, static_argnums=1, out_shardings=rows)
-        self._advance: Callable = jax.jit(
+        self._rows = NamedSharding(self.mesh, PartitionSpec(ROWS_OF_MESH))
+        self._start: Any = jax.jit(start, static_argnums=1, out_shardings=self._rows)
+        self._advance: Any = jax.jit(
             sharded(advance, shards, (REPLICATED, SHARDED, REPLICATED), (SHARDED, REPLICATED)),
             donate_argnums=2,
-            out_shardings=(self.tokens, rows),
+            out_shardings=(self.tokens, self._rows),
         )
 
     def piece(self, tokens: int) -> int:
@@ -85,6 +86,19 @@ class Streamer:
         if segments is not None:
             piece = piece._replace(segments=place(segments, self.tokens))
         return self._advance(self._params, piece, state)
+
+    def lower(self, rows: int, piece: int, capacity: int) -> tuple[Any, Any, State]:
+        """`advance` of such texts, lowered; and the shapes of what it reads and of the state.
+
+        Parameters may be shapes.
+        """
+        there: Any = jax.ShapeDtypeStruct((rows, piece), jnp.int32, sharding=self.tokens)
+        lengths = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=self.whole)
+        state = self._start.eval_shape(lengths, capacity)
+        state = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=self._rows), state
+        )
+        return self._advance.lower(self._params, Batch(there, there), state), there, state
 
     def prefill(
         self,

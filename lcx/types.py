@@ -1,10 +1,14 @@
 """The few words that every room shares.
 
-Axis letters, used in every shape of the project:
+Axis letters, which mean the same in every shape of the project; others are words:
 
     B batch        T query time    S key time      D model width
-    H heads        G KV heads      K key width     V value width
-    C chunk        N chunks        W window        L layers       F feed-forward width
+    H heads        G KV heads      R query heads of a KV head, H / G
+    K key width    V value width   P rotary pairs  F feed-forward width
+    C chunk        N chunks        W window        L layers
+
+A small letter is a piece of what its capital is (t of T), or any number (n). In tiles, Q are the
+queries of one and X the width of what is cut.
 """
 
 from collections.abc import Iterator
@@ -266,6 +270,18 @@ class HasHeads(Protocol):
 
     def head_count(self, dims: Dims) -> int:
         """H. Raises ValueError when the spec does not fit `dims`."""
+        ...
+
+
+@runtime_checkable
+class SharesKeys(Protocol):
+    """A sublayer whose heads share heads of keys, which `mesh.model` leaves whole, too.
+
+    Not one whose shared keys are copied to every device, as grouped attention's are.
+    """
+
+    def key_head_count(self, dims: Dims) -> int:
+        """G, which divides H."""
         ...
 
 

@@ -270,6 +270,13 @@ def test_a_mesh_leaves_heads_whole():
     for mixer in (Mamba2(head_width=64), SoftmaxAttention(heads=2), RWKV7(heads=2)):
         with pytest.raises(ValueError, match=r"model = 4 does not divide the heads of .*, 2; "):
             check_cuts(cut(Block(mixer), 4))
+    delta = Block(GatedDeltaNet(heads=8, key_heads=2))
+    with pytest.raises(ValueError, match=r"4 does not divide the heads of keys of .*mixer, 2; "):
+        check_cuts(cut(delta, 4))
+    check_cuts(cut(delta, 2))
+    # what each device computes for itself may be fewer
+    for mixer in (Mamba2(head_width=16, groups=2), SoftmaxAttention(heads=8, kv_heads=2)):
+        check_cuts(cut(Block(mixer), 4))
 
 
 def cut(block: Block, model: int) -> Experiment:
@@ -299,6 +306,13 @@ def test_weights_are_cut_by_their_own_axis_names():
             "1 heads and 1 kv_heads must be even",
         ),
         (Mamba2(head_width=3), r"heads of 3 do not divide the inner width 2 \* 16"),
+        (Mamba2(head_width=4, groups=3), "3 groups do not divide 8 heads; nearest .* 2 or 4"),
+        (GatedDeltaNet(heads=4, key_heads=3), "3 key_heads do not divide 4 heads"),
+        (GatedDeltaNet(heads=0, key_heads=1), "1 key_heads do not divide 0 heads"),
+        (
+            GatedDeltaNet(heads=6, key_heads=2),
+            r"6 heads do not divide .* 2 \* 16; nearest .* 4 or 8",
+        ),
         *(
             (cls(heads=3), f"{cls.__name__}: 3 heads do not divide the model width 16")
             for cls in (DeltaNet, GatedDeltaNet, GLA, Lightning, RGLRU, RWKV5, RWKV6, RWKV7)
@@ -327,6 +341,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(mixer, message):
         (lambda: GatedConv(kernel_size=0), "kernel_size must be at least 1"),
         (lambda: RGLRU(kernel_size=0), "kernel_size must be at least 1"),
         (lambda: Mamba2(state=0), "at least 1 in Mamba2"),
+        (lambda: Mamba2(groups=0), "at least 1 in Mamba2"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(make, message):

@@ -24,7 +24,9 @@ from lcx.parallel.xla import known_options
 from lcx.planning.chips import CHIPS, chip_named
 from lcx.planning.compiled import OPTIONS, Measured, fit, measure
 from lcx.planning.hlo import Collectives, collectives
-from lcx.planning.plan import check_devices, plan
+from lcx.planning.plan import check_devices, plan, plan_step
+from lcx.protocols import SameTargets
+from lcx.streaming import Streamer
 from lcx.training.loop import TrainState, make_step
 from lcx.types import Batch, tree_bytes
 
@@ -91,6 +93,11 @@ def experiment(mixer: str, length: int, mesh: Mesh, batch: int = 1) -> Experimen
     return Experiment(model, train=Train(length=length, batch=batch), mesh=mesh)
 
 
+def held(tree) -> int:
+    """Bytes of one device."""
+    return tree_bytes([a.addressable_shards[0].data for a in jax.tree.leaves(tree)])
+
+
 def test_a_plan_is_of_the_step_that_runs():
     """Bytes of parameters and optimizer are those of real arrays, all others of their step."""
     of = experiment("softmax", 256, Mesh(fsdp=2, seq=2, model=2), batch=4)
@@ -111,9 +118,6 @@ def test_a_plan_is_of_the_step_that_runs():
         step = jax.jit(make_step(of, optimizer), donate_argnums=0, out_shardings=out)
         compiled = step.lower(state, batch).compile(compiler_options=known_options(OPTIONS))
 
-    def held(tree) -> int:
-        return tree_bytes([a.addressable_shards[0].data for a in jax.tree.leaves(tree)])
-
     assert measured.parameters == held(state.params)
     assert measured.optimizer == held(state.optimizer)
     assert measured.arguments == held(state) + 4 * held(tokens)
@@ -121,6 +125,27 @@ def test_a_plan_is_of_the_step_that_runs():
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes
     assert measured.memory == measured.arguments + results + stats.temp_size_in_bytes
     assert measured.sent == collectives(compiled.as_text(), 8)
+
+
+def test_a_plan_of_evaluation_is_of_the_pieces_that_are_read():
+    """Bytes of parameters and state are those of real arrays; without steps nothing else is."""
+    of = experiment("softmax", 256, Mesh(fsdp=2), batch=4)
+    of = replace(of, train=replace(of.train, steps=0), evaluation=SameTargets((256, 2048)))
+    made = plan("softmax", of, "v5p")
+    assert made.step is None
+    reading, mesh = made.reading, make_mesh(of.mesh)
+    where = shardings(jax.eval_shape(of.model.init, jax.random.key(0)), mesh)
+    with jax.set_mesh(mesh):
+        params = jax.jit(of.model.init, out_shardings=where)(jax.random.key(0))
+        state = Streamer(of.model, params, of.mesh).start(np.ones(reading.rows, np.int32), 2048)
+    assert reading.length == 2048
+    assert reading.parameters == held(params)
+    assert reading.state == held(state)
+    # of a text four times as long only the state is larger, and a copy of one layer's of two
+    longer = plan("longer", replace(of, evaluation=SameTargets((8192,))), "v5p").reading
+    assert longer.rows == reading.rows
+    added = (longer.memory - reading.memory) / (longer.state - reading.state)
+    assert 1 <= added < 1.6
 
 
 @pytest.mark.slow
@@ -167,13 +192,15 @@ def test_terms_of_a_plan(monkeypatch):
 
     monkeypatch.setattr("lcx.planning.plan.measure", measured)
     of = experiment("softmax", 512, Mesh(fsdp=2, seq=2), batch=4)
-    made = plan("softmax", of, "V5E")
-    assert (made.chip, made.activations, made.other) == ("v5e", 5120, 500)
+    chip = chip_named("V5E")
+    made = plan_step(of, chip)
+    assert chip is CHIPS["v5e"]
+    assert (made.activations, made.other) == (5120, 500)
     assert made.parameters + made.optimizer + made.activations + made.other == made.memory
     assert made.seconds["interconnect"] == 2e9 / 200e9
     assert made.bottleneck == "interconnect"
     # three passes, and the forward pass once more
-    plain = plan("plain", replace(of, model=replace(of.model, remat="none")), "v5e")
+    plain = plan_step(replace(of, model=replace(of.model, remat="none")), chip)
     assert plain.flops is not None
     assert made.flops == pytest.approx(plain.flops * 4 / 3)
 
@@ -209,8 +236,8 @@ def test_the_command(monkeypatch, tmp_path, capsys):
     out, file = tmp_path / "plan.json", Path(__file__).parent / "tiny.py"
     plan_command(file, 4, "softmax", ("mesh.seq=4", "train.steps=2"), "h100", out)
     made = json.loads(out.read_text())["softmax"]
-    assert (made["devices"], made["chip"], made["length"]) == (4, "H100", 48)
-    assert made["longest"] > 48
+    assert (made["devices"], made["chip"], made["step"]["length"]) == (4, "H100", 48)
+    assert made["step"]["longest"] > 48
     assert "bottleneck" in capsys.readouterr().out
 
 

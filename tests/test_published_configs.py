@@ -8,7 +8,7 @@ import pytest
 from lcx.block import Block, SandwichBlock
 from lcx.huggingface.export import family_of
 from lcx.layers import MLP, GeGLU, LayerNorm, RMSNorm, RWKVChannelMix, SwiGLU, ZeroCentredRMSNorm
-from lcx.mixers import RGLRU, RWKV4, Mamba2, SoftmaxAttention
+from lcx.mixers import RGLRU, RWKV4, GatedDeltaNet, Mamba2, SoftmaxAttention
 from lcx.model import LM
 from lcx.positions import LongRoPE, RoPE
 from lcx.sparsity import Window
@@ -106,6 +106,46 @@ MAMBA2: dict[str, Any] = {
     "use_conv_bias": True,
     "vocab_size": 50288,
 }
+CODESTRAL = MAMBA2 | {  # like mistralai/Mamba-Codestral-7B-v0.1
+    "hidden_size": 4096,
+    "intermediate_size": 8192,
+    "n_groups": 8,
+    "norm_before_gate": True,
+    "num_heads": 128,
+    "num_hidden_layers": 64,
+    "rms_norm": True,
+    "tie_word_embeddings": False,
+    "time_step_init_scheme": "random",
+    "time_step_rank": 256,
+    "time_step_scale": 1.0,
+    "vocab_size": 32768,
+}
+QWEN3_NEXT: dict[str, Any] = {  # like Qwen/Qwen3-Next-80B-A3B-Instruct, without its experts
+    "model_type": "qwen3_next",
+    "attention_bias": False,
+    "decoder_sparse_step": 1,
+    "full_attention_interval": 4,
+    "head_dim": 256,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 5120,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "mlp_only_layers": [],
+    "num_attention_heads": 16,
+    "num_experts": 0,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 2,
+    "partial_rotary_factor": 0.25,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 10000000,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
 RWKV: dict[str, Any] = {  # like RWKV/rwkv-4-169m-pile
     "model_type": "rwkv",
     "attention_hidden_size": 768,
@@ -200,6 +240,32 @@ MODELS = {
         MAMBA2,
         LM(50288, 768, (Block(Mamba2(), None, RMSNorm(1e-5)),), 24, norm=RMSNorm(1e-5)),
     ),
+    "mamba2, groups": (
+        CODESTRAL,
+        LM(
+            *(32768, 4096, (Block(Mamba2(groups=8), None, RMSNorm(1e-5)),), 64, False),
+            norm=RMSNorm(1e-5),
+        ),
+    ),
+    "qwen3_next": (
+        QWEN3_NEXT,
+        LM(
+            *(151936, 2048),
+            (
+                *(Block(GatedDeltaNet(32, expand=2, key_heads=16), SwiGLU(5120), ZERO),) * 3,
+                Block(
+                    SoftmaxAttention(
+                        *(16, 2, RoPE(1e7, fraction=0.25)),
+                        head_width=256,
+                        qk_norm=ZERO,
+                        gate=True,
+                    ),
+                    *(SwiGLU(5120), ZERO),
+                ),
+            ),
+            *(12, False, ZERO),
+        ),
+    ),
     "rwkv": (
         RWKV,
         LM(
@@ -226,7 +292,7 @@ def test_published_configs(name):
     assert read(said) == model
     _, config = family_of(model)
     # a Phi-3 that turns all of each head is a Mistral by other tensors
-    assert config["model_type"] == ("mistral" if name == "phi3" else name)
+    assert config["model_type"] == ("mistral" if name == "phi3" else name.split(",")[0])
     assert read(config) == model
 
 
@@ -247,6 +313,10 @@ def test_a_null_cap_is_none_and_one_unsaid_is_the_family_s():
     assert (unsaid.softcap, unsaid.pattern[0].mixer.softcap) == (30.0, 50.0)
 
 
+def test_groups_of_mamba2_that_are_not_said_are_eight():
+    assert read(MAMBA2 | {"n_groups": None}).pattern[0].mixer.groups == 8
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [
@@ -259,13 +329,18 @@ def test_a_null_cap_is_none_and_one_unsaid_is_the_family_s():
         (GEMMA2 | {"use_bidirectional_attention": True}, "is True; only False"),
         (GEMMA2 | {"sliding_window_size": 2048}, "sliding_window_size is 2048; only 4096"),
         (PHI3 | {"attention_bias": True}, "attention_bias is True; only False"),
-        (MAMBA2 | {"n_groups": 8}, "n_groups is 8; only 1 is supported"),
-        (MAMBA2 | {"n_groups": None}, "n_groups is 8; only 1 is supported"),
         (MAMBA2 | {"use_bias": True}, "use_bias is True; only False"),
         (MAMBA2 | {"use_conv_bias": False}, "use_conv_bias is False; only True"),
         (MAMBA2 | {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06; only 1e-05"),
         (MAMBA2 | {"time_step_limit": [0.0, 0.1]}, r"\[0.0, 0.1\]; only steps without a limit"),
         (MAMBA2 | {"num_heads": 8}, r"8 heads of 64 are not the inner width, 2 \* 768"),
+        (CODESTRAL | {"intermediate_size": 4096}, "intermediate_size is 4096; only 8192"),
+        (QWEN3_NEXT | {"num_experts": 512}, "layers 0, 1, .*, 47 have experts"),
+        (
+            QWEN3_NEXT | {"linear_key_head_dim": 64},
+            "16 keys of 64 and .* hidden_size 2048 together",
+        ),
+        (QWEN3_NEXT | {"linear_num_value_heads": 24}, "24 values of 128; .* a multiple of that"),
         (RWKV | {"attention_hidden_size": 64}, "attention_hidden_size is 64; only 768"),
         (GRIFFIN | {"lru_width": 64}, "lru_width is 64; only 2560"),
         (GRIFFIN | {"block_types": ["mamba"]}, "some of recurrent, attention, and is .'mamba'"),

@@ -63,10 +63,11 @@ def gated(S, t, constants):
 
 
 def replaced(S, t, _):
-    beta, k = t["beta"][:, None, None], t["k"]
+    beta, repeat = t["beta"][:, None, None], t["v"].shape[0] // t["k"].shape[0]
+    q, k = (np.repeat(t[n], repeat, axis=0) for n in "qk")
     S = np.exp(t["g"])[:, None, None] * (S - beta * outer(k, np.einsum("hk,hkv->hv", k, S)))
     S = S + beta * outer(k, t["v"])
-    return S, np.einsum("hk,hkv->hv", t["q"], S)
+    return S, np.einsum("hk,hkv->hv", q, S)
 
 
 def removed(S, t, _):
@@ -117,6 +118,13 @@ OPS = {
         gated,
     ),
     "delta": Op(delta_rule, delta_arguments, replaced),
+    "delta, shared keys": Op(
+        delta_rule,
+        lambda draw, T, d: {
+            n: a[:, :, :2] if n in "qk" else a for n, a in delta_arguments(draw, T, d).items()
+        },
+        replaced,
+    ),
     "diagonal delta": Op(diagonal_delta_rule, diagonal_arguments, removed),
     "lru": Op(lru, lambda draw, T, d: {"x": draw(B, T, K), "g": forget(d, B, T, K)}, summed),
 }

@@ -8,7 +8,7 @@ import pytest
 from lcx.block import Block
 from lcx.cost import training_flops
 from lcx.kernels import Kernels
-from lcx.mixers import MIXERS, SoftmaxAttention
+from lcx.mixers import MIXERS, GatedDeltaNet, Mamba2, SoftmaxAttention
 from lcx.model import LM, count_parameters
 from lcx.ops.block_attention import block_attention
 from lcx.positions import NoPE
@@ -146,6 +146,22 @@ def test_every_mixer_tells_what_mixing_takes(name):
     assert isinstance(mixer, CountsFlops)
     short, long = (mixer.mixing_flops(Dims(64, layers=2), n) for n in (64, 4096))
     assert (long > short) if name == "SoftmaxAttention" else (long == short)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "each"),
+    [
+        (Mamba2(state=8, head_width=16), 5),  # decay, add, read
+        (Mamba2(state=8, head_width=16, groups=4), 5),
+        (GatedDeltaNet(heads=4, expand=3), 7),  # decay, read, replace, read
+        (GatedDeltaNet(heads=8, expand=3, key_heads=2), 7),
+    ],
+    ids=repr,
+)
+def test_flops_of_a_recurrence_are_so_many_for_each_number_of_its_state(mixer, each):
+    """However many heads share keys: each has a state of its own."""
+    state = jax.eval_shape(lambda: mixer.init_state(Dims(64), 1, 1)).S
+    assert mixer.mixing_flops(Dims(64), 100) == each * state.size
 
 
 def test_flops_of_multi_head_attention_by_hand():

@@ -1,8 +1,9 @@
 """Evaluation by reading: excerpts streamed through a model, which predicts their targets."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from lcx.parallel.mesh import Mesh, place
 from lcx.parallel.seqpar import REPLICATED, SHARDED, sharded
 from lcx.protocols import EvaluationProtocol, Excerpt, Text
 from lcx.streaming import Streamer
-from lcx.types import Params
+from lcx.types import Params, State
 
 
 class Reading:
@@ -83,6 +84,17 @@ def _scored(
     return {"job": job.number, "document": job.document, "scores": found}
 
 
+class Lowered(NamedTuple):
+    """What texts of one length are read by, to be compiled."""
+
+    advance: Any
+    scores: Any
+    state: State
+    """Its shapes."""
+    rows: int
+    """Texts side by side."""
+
+
 class Scorer:
     """Scores the targets of excerpts as a model reads them, several side by side."""
 
@@ -92,10 +104,21 @@ class Scorer:
         def scores(params: Params, x: Float[Array, "B T D"], targets: Int[Array, "B T"]):
             return over_logits(model, params, protocol.scores, x, targets)
 
-        self._scores: Callable = jax.jit(
+        self._scores: Any = jax.jit(
             sharded(scores, cut.shards, (REPLICATED, SHARDED, SHARDED), SHARDED),
             out_shardings=self._streamer.whole,
         )
+
+    def lower(self, longest: int) -> Lowered:
+        """What reads and scores texts of so many tokens. Parameters may be shapes."""
+        streamer = self._streamer
+        piece = streamer.piece(longest - 1)
+        capacity = _whole_pieces(longest - 1, piece)
+        rows = streamer.rows(piece, capacity)
+        advance, tokens, state = streamer.lower(rows, piece, capacity)
+        x, _ = advance.out_info
+        x = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=streamer.tokens)
+        return Lowered(advance, self._scores.lower(self._params, x, tokens), state, rows)
 
     def score(self, jobs: list[Job]) -> Iterator[tuple[Job, dict[str, Float[np.ndarray, " n"]]]]:
         """Each job with what the protocol's `scores` make of each token of its excerpt, by name.
@@ -106,7 +129,7 @@ class Scorer:
         jobs = sorted(jobs, key=lambda job: len(job.excerpt.tokens))
         for piece, alike in groupby(jobs, lambda job: streamer.piece(len(job.excerpt.tokens) - 1)):
             alike = list(alike)
-            capacity = -(-(len(alike[-1].excerpt.tokens) - 1) // piece) * piece
+            capacity = _whole_pieces(len(alike[-1].excerpt.tokens) - 1, piece)
             rows = streamer.rows(piece, capacity)
             for at in range(0, len(alike), rows):
                 group = alike[at : at + rows]
@@ -121,7 +144,7 @@ class Scorer:
         self, excerpts: list[Excerpt], rows: int, piece: int, capacity: int
     ) -> dict[str, Float[np.ndarray, "B n"]]:
         longest = max(len(e.tokens) for e in excerpts)
-        tokens = np.zeros((rows, -(-(longest - 1) // piece) * piece + 1), np.int32)
+        tokens = np.zeros((rows, _whole_pieces(longest - 1, piece) + 1), np.int32)
         wanted = np.zeros(tokens.shape, bool)
         for row, excerpt in enumerate(excerpts):
             tokens[row, : len(excerpt.tokens)] = excerpt.tokens
@@ -137,3 +160,8 @@ class Scorer:
                     array = found.setdefault(name, np.zeros(tokens.shape, np.float32))
                     array[:, targets] = scores
         return found
+
+
+def _whole_pieces(tokens: int, piece: int) -> int:
+    """At least so many tokens, in whole pieces."""
+    return -(-tokens // piece) * piece

@@ -30,15 +30,17 @@ LIMITS = [0.0, float("inf")], [0.0, {"__float__": "Infinity"}]
 
 
 class Mamba2Family:
-    """Mamba-2 with one group of heads."""
+    """Mamba-2. Its gated norm is each group's own, as in its authors' code and transformers 5.23.
+
+    Some older code, transformers among it, normalises over all groups together: of a model of
+    several groups, such as Codestral Mamba, it computes something else.
+    """
 
     kinds = ("mamba2",)
     heads = ("lm_head.weight",)
 
     def read(self, config: Config) -> LM:
         config.only(use_bias=False, use_conv_bias=True, hidden_act="silu", layer_norm_epsilon=EPS)
-        if (groups := config.count("n_groups", 8)) != 1:
-            raise ValueError(f"{config.where}: n_groups is {groups}; only 1 is supported")
         config.only(rms_norm=True)  # old files say these two; the second was never read
         config.without("norm_before_gate")
         limit = config.get("time_step_limit", LIMITS[0])
@@ -49,14 +51,17 @@ class Mamba2Family:
             )
         # of how training begins; of the code's speed; of rounding
         config.without("time_step_rank", "time_step_min", "time_step_max", "time_step_floor")
+        config.without("time_step_init_scheme", "time_step_scale")
         config.without("rescale_prenorm_residual", "chunk_size", "residual_in_fp32")
         mixer = Mamba2(
             state=config.count("state_size", 128),
             head_width=config.count("head_dim", 64),
             expand=config.count("expand", 2),
             kernel_size=config.count("conv_kernel", 4),
+            groups=config.count("n_groups", 8),
         )
         heads, width = config.count("num_heads"), config.count("hidden_size")
+        config.only(intermediate_size=mixer.expand * width)
         if heads * mixer.head_width != mixer.expand * width:
             raise ValueError(
                 f"{config.where}: {heads} heads of {mixer.head_width} are not the inner width, "
@@ -88,7 +93,7 @@ class Mamba2Family:
             "state_size": mixer.state,
             "expand": mixer.expand,
             "conv_kernel": mixer.kernel_size,
-            "n_groups": 1,
+            "n_groups": mixer.groups,
             "use_bias": False,
             "use_conv_bias": True,
             "hidden_act": "silu",

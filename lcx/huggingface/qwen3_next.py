@@ -57,19 +57,18 @@ class Qwen3Next(llama.Llama):
             return None
         # where a model has but one kind of layer, what is said of the other says nothing
         delta = next(iter(deltas), GatedDeltaNet(1))
-        attention = next(iter(gated), SoftmaxAttention(delta.heads, position=RoPE()))
+        attention = next(iter(gated), SoftmaxAttention(delta.groups, position=RoPE()))
         names = "full_attention", "linear_attention"
         kinds = [names[isinstance(mixer, GatedDeltaNet)] for mixer in mixers]
-        width = model.width // delta.heads
         own = {
             "layer_types": kinds * model.repeats,
             "num_experts": 0,
             "attention_bias": False,
             "linear_conv_kernel_dim": delta.kernel_size,
-            "linear_num_key_heads": delta.heads,
+            "linear_num_key_heads": delta.groups,
             "linear_num_value_heads": delta.heads,
-            "linear_key_head_dim": width,
-            "linear_value_head_dim": delta.expand * width,
+            "linear_key_head_dim": model.width // delta.groups,
+            "linear_value_head_dim": delta.expand * model.width // delta.heads,
         }
         return llama.written("qwen3_next", model, attention, channel.width(model.width), own)
 
@@ -77,14 +76,14 @@ class Qwen3Next(llama.Llama):
         layer, mixer = "model.layers.{}", block.mixer
         shared = rules(llama.NORMS | llama.gated(bias=False))
         if isinstance(mixer, GatedDeltaNet):
-            stem, heads = f"{layer}.linear_attn", mixer.heads
+            stem, groups = f"{layer}.linear_attn", mixer.groups
             inputs = tuple(f"mixer.{n}.kernel" for n in ("q", "k", "v", "gate"))
             rates = ("mixer.beta.kernel", "mixer.decay.kernel")
             return (
                 *shared,
                 *rules({f"mixer.{ours}": f"{stem}.{theirs}" for ours, theirs in DELTA.items()}),
-                Rule(f"{stem}.in_proj_qkvz.weight", inputs, heads),
-                Rule(f"{stem}.in_proj_ba.weight", rates, heads),
+                Rule(f"{stem}.in_proj_qkvz.weight", inputs, groups),
+                Rule(f"{stem}.in_proj_ba.weight", rates, groups),
                 convolution("mixer.conv", f"{stem}.conv1d.weight", mixer.kernel_size),
             )
         found = llama.projections(mixer)
@@ -107,12 +106,13 @@ def _dense(config: Config) -> None:
 
 
 def _delta(config: Config) -> GatedDeltaNet:
-    heads, width = config.count("linear_num_key_heads"), config.count("hidden_size")
+    groups, heads = config.count("linear_num_key_heads"), config.count("linear_num_value_heads")
     key, value = config.count("linear_key_head_dim"), config.count("linear_value_head_dim")
-    config.only(linear_num_value_heads=heads)
-    if heads * key != width or value % key:
+    width = config.count("hidden_size")
+    if groups * key != width or heads * value % width:
         raise ValueError(
-            f"{config.where}: {heads} keys of {key} and values of {value}; only keys that are "
-            f"hidden_size {width} together, and values a multiple as wide, are supported"
+            f"{config.where}: {groups} keys of {key} and {heads} values of {value}; only keys that "
+            f"are hidden_size {width} together, and values a multiple of that, are supported"
         )
-    return GatedDeltaNet(heads, value // key, config.count("linear_conv_kernel_dim", 4))
+    expand, kernel_size = heads * value // width, config.count("linear_conv_kernel_dim", 4)
+    return GatedDeltaNet(heads, expand, kernel_size, groups)

@@ -11,6 +11,7 @@ from lcx.dense import (
     head_width,
     linear,
     merge_heads,
+    nearest_divisors,
     residual,
     split_heads,
     step_bias,
@@ -66,7 +67,7 @@ class DeltaNet:
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
         before = absent_fields(state, ConvolvedState)
-        q, k, v, conv = _convolved(params, x, ctx, before.conv, self.heads)
+        q, k, v, conv = _convolved(params, x, ctx, before.conv, self.heads, self.heads)
         o, S = delta_rule(
             *(q, k, v, jax.nn.sigmoid(params.beta(x).astype(jnp.float32))),
             starts=ctx.starts,
@@ -82,14 +83,18 @@ class DeltaNet:
 class GatedDeltaNet:
     """Gated DeltaNet (Yang et al. 2024, arXiv:2412.06464): a DeltaNet that also forgets.
 
-    Log-decay of a token and head: -exp(A) softplus(x W + b). Values are `expand` times as wide as
-    keys, and each head's normalised output is gated by SiLU. State: the last inputs of the
-    convolution, one K x V matrix per head. Fixed size.
+    Log-decay of a token and head: -exp(A) softplus(x W + b). Keys are D wide, values `expand` times
+    that, and each head's normalised output is gated by SiLU. Several heads of values may share one
+    of keys and queries (Qwen3-Next, 2025). State: the last inputs of the convolution, one K x V
+    matrix per head. Fixed size.
     """
 
     heads: int = 4
+    """H, of values, rates and decays."""
     expand: int = 2
     kernel_size: int = 4
+    key_heads: int | None = None
+    """G, of keys and queries, each D / G wide; None: as many as heads."""
 
     def __post_init__(self):
         if self.expand < 1 or self.kernel_size < 1:
@@ -99,7 +104,8 @@ class GatedDeltaNet:
             )
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
-        width, wide = head_width("GatedDeltaNet", dims, self.heads), self.expand * dims.model
+        _, width = self._widths(dims)
+        wide = self.expand * dims.model
         rate = jax.random.uniform(rngs.params(), (self.heads,), minval=1e-4, maxval=16.0)
         return nnx.Dict(
             **_projections(dims, self.heads, self.kernel_size, wide, rngs),
@@ -107,28 +113,50 @@ class GatedDeltaNet:
             decay=linear(dims, dims.model, self.heads, ("embed", None), rngs),
             log_rate=vector(jnp.log(rate)),
             step_bias=vector(step_bias(rngs, self.heads)),
-            scale=vector(jnp.ones(self.expand * width, dims.policy.params)),
+            scale=vector(jnp.ones(width, dims.policy.params)),
             out=residual(dims, wide, ("heads", "embed"), rngs),
         )
 
+    @property
+    def groups(self) -> int:
+        """G, the number of heads of keys."""
+        return self.heads if self.key_heads is None else self.key_heads
+
+    def _widths(self, dims: Dims) -> tuple[int, int]:
+        """K and V. Raises ValueError where heads do not divide what they are of."""
+        heads, groups, wide = self.heads, self.groups, self.expand * dims.model
+        if self.key_heads is not None and (groups < 1 or heads < 1 or heads % groups):
+            raise ValueError(f"GatedDeltaNet: {groups} key_heads do not divide {heads} heads")
+        keys = head_width("GatedDeltaNet", dims, groups)
+        if wide % heads:
+            raise ValueError(
+                f"GatedDeltaNet: {heads} heads do not divide the width of values, {self.expand} * "
+                f"{dims.model}; nearest that do: {nearest_divisors(wide, heads)}"
+            )
+        return keys, wide // heads
+
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
-        width, inputs = dims.model // self.heads, (2 + self.expand) * dims.model
+        keys, values = self._widths(dims)
+        inputs = (2 + self.expand) * dims.model
         return ConvolvedState(
             conv=jnp.zeros((batch, self.kernel_size - 1, inputs), dims.policy.compute),
-            S=jnp.zeros((batch, self.heads, width, self.expand * width), jnp.float32),
+            S=jnp.zeros((batch, self.heads, keys, values), jnp.float32),
         )
 
     def head_count(self, dims: Dims) -> int:
         return self.heads
 
+    def key_head_count(self, dims: Dims) -> int:
+        return self.groups
+
     def mixing_flops(self, dims: Dims, length: int) -> float:
-        return 7.0 * self.expand * dims.model**2 / self.heads  # decay, read, replace, read
+        return 7.0 * self.expand * dims.model**2 / self.groups  # decay, read, replace, read
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
         before = absent_fields(state, ConvolvedState)
-        q, k, v, conv = _convolved(params, x, ctx, before.conv, self.heads)
+        q, k, v, conv = _convolved(params, x, ctx, before.conv, self.groups, self.heads)
         step = jax.nn.softplus(params.decay(x).astype(jnp.float32) + params.step_bias[...])
         o, S = delta_rule(
             *(q, k, v, jax.nn.sigmoid(params.beta(x).astype(jnp.float32))),
@@ -155,7 +183,7 @@ def _projections(dims: Dims, heads: int, kernel_size: int, values: int, rngs: nn
     }
 
 
-def _convolved(params, x, ctx, before, heads):
+def _convolved(params, x, ctx, before, groups, heads):
     """Queries and keys of length 1 (queries times K^-1/2), values, and the convolution's state."""
     qkv = jnp.concatenate([params[n](x) for n in "qkv"], axis=-1)
     qkv, last = short_conv(
@@ -163,5 +191,5 @@ def _convolved(params, x, ctx, before, heads):
     )
     width = x.shape[-1]
     q, k, v = jnp.split(jax.nn.silu(qkv), [width, 2 * width], axis=-1)
-    q, k, v = (split_heads(a, heads) for a in (q, k, v))
+    q, k, v = split_heads(q, groups), split_heads(k, groups), split_heads(v, heads)
     return l2_normalise(q) * q.shape[-1] ** -0.5, l2_normalise(k), v, last

@@ -176,18 +176,18 @@ def merge(
 
 def attend_few(
     q: Float[Array, "B T H K"],
-    k: Float[Array, "B U N G K"],
-    v: Float[Array, "B U N G V"],
-    seen: Bool[Array, "B T N"],
+    k: Float[Array, "B own few G K"],
+    v: Float[Array, "B own few G V"],
+    seen: Bool[Array, "B T few"],
     *,
     scale: float | None = None,
     softcap: float | None = None,
     bias: Bias | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
-    """Attention of each query to N keys of its own, or (U = 1) of its row: (o, lse).
+    """Attention of each query to few keys of its own, or (own = 1) of its row: (o, lse).
 
-    For a small N: all T x N scores are made. `seen` says which of the N a query may see; `bias`
-    has the positions of the N, in each row [B N].
+    All scores are made. `seen` says which of the few a query may see; `bias` has their positions,
+    in each row [B few].
     """
     B, T, H, K = q.shape
     G = k.shape[3]

@@ -31,8 +31,8 @@ from lcx.parallel.seqpar import Affine, Shards
 
 
 def delta_rule(
-    q: Float[Array, "B T H K"],
-    k: Float[Array, "B T H K"],
+    q: Float[Array, "B T G K"],
+    k: Float[Array, "B T G K"],
     v: Float[Array, "B T H V"],
     beta: Float[Array, "B T H"],
     *,
@@ -45,13 +45,19 @@ def delta_rule(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """Outputs and the final state (fp32), in time and memory linear in T.
 
-    Keys are expected to have length 1 and beta to lie in [0, 2]: beyond, the state can grow without
-    bound. `g` is the log-decay of each token, at most 0; None: no decay. `chunk`: a power of two.
+    With G < H, head j of queries and keys serves heads [j H/G, (j+1) H/G) of values, rates and
+    decays. Keys are expected to have length 1 and beta to lie in [0, 2]: beyond, the state can grow
+    without bound. `g` is the log-decay of each token, at most 0; None: no decay.
+    `chunk`: a power of two.
     """
+    heads, groups = v.shape[2], q.shape[2]
+    if heads % groups:
+        raise ValueError(f"{heads} heads of v must be a multiple of the {groups} of q and k")
     chunk = chunks.halving(chunk, q.shape[1])
     if g is None:
         g = jnp.zeros_like(beta)
     if chosen("delta_rule", kernels, q.shape[1]) == "reference":
+        q, k = (jnp.repeat(x, heads // groups, axis=2) for x in (q, k))
         write = beta[..., None].astype(jnp.float32) * k.astype(jnp.float32)
         erase = -jnp.exp(g.astype(jnp.float32))[..., None] * k.astype(jnp.float32)
         decay = jnp.broadcast_to(g[..., None], k.shape)
@@ -97,7 +103,8 @@ def _over_shards(run, tokens, starts, state, shards):
     q, _, v, *rest = tokens
     starts = jnp.zeros((1, q.shape[1]), bool) if starts is None else starts
     if state is None:
-        state = jnp.zeros((q.shape[0], *q.shape[2:], v.shape[-1]), jnp.float32)
+        batch, _, heads, width = v.shape
+        state = jnp.zeros((batch, heads, q.shape[-1], width), jnp.float32)
     if shards is None:
         return run((*tokens, starts), state)
     (K, V), identity = state.shape[-2:], jnp.eye(state.shape[-2])
@@ -140,6 +147,7 @@ def _split(chunk, tokens):
 def _scalar_chunks(chunk, tokens, state):
     dtype, length = tokens[0].dtype, tokens[0].shape[1]
     (q, k, v, beta, g), document = _split(chunk, tokens)
+    q, k = (jnp.repeat(x, v.shape[2] // x.shape[2], axis=2) for x in (q, k))
     sums = chunks.Sums.of(jnp.maximum(g, MIN_LOG_DECAY), MIN_LOG_DECAY)
     decay = sums.total
     document = document[:, :, None]

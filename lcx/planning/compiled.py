@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from lcx.experiment import Experiment
+from lcx.model import LM
 from lcx.parallel.mesh import BATCH, make_mesh, shardings
 from lcx.parallel.xla import known_options
 from lcx.planning.hlo import Collectives, collectives
@@ -50,31 +51,32 @@ def measure(experiment: Experiment) -> Measured:
 
     Raises ValueError where they are too few for its mesh.
     """
-    # CPUs compute bf16 in fp32, in buffers and on the wire: fp16 has the size that is meant
-    policy = experiment.model.policy
+    compiled, state, _ = compile_step(replace(experiment, model=as_if_half(experiment.model)))
+    return Measured(
+        parameters=device_bytes(state.params),
+        optimizer=device_bytes(state.optimizer),
+        arguments=compiled.memory_analysis().argument_size_in_bytes,
+        memory=peak(compiled),
+        sent=collectives(compiled.as_text(), experiment.mesh.devices),
+    )
+
+
+def as_if_half(model: LM) -> LM:
+    """The model with fp16 in place of bf16, which has the same size.
+
+    CPUs compute bf16 in fp32, in buffers and on the wire.
+    """
+    policy = model.policy
     half: Any = {
         name: "float16" for name in ("params", "compute") if getattr(policy, name) == "bfloat16"
     }
-    model = replace(experiment.model, policy=replace(policy, **half))
-    compiled, state, _ = compile_step(replace(experiment, model=model))
-    of = compiled.memory_analysis()
-    results = of.output_size_in_bytes - of.alias_size_in_bytes
-    return Measured(
-        parameters=_device_bytes(state.params),
-        optimizer=_device_bytes(state.optimizer),
-        arguments=of.argument_size_in_bytes,
-        memory=of.argument_size_in_bytes + results + of.temp_size_in_bytes,
-        sent=collectives(compiled.as_text(), experiment.mesh.devices),
-    )
+    return replace(model, policy=replace(policy, **half))
 
 
 def compile_step(experiment: Experiment) -> tuple[Any, TrainState, Batch]:
     """The compiled step, and the shapes and shardings of the state and the batch it takes."""
     settings, mesh = experiment.train, make_mesh(experiment.mesh)
     optimizer = settings.optimizer.transform(settings.steps)
-
-    def laid(array, where) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     abstract = jax.eval_shape(partial(fresh_state, experiment, optimizer), key)
@@ -90,7 +92,19 @@ def compile_step(experiment: Experiment) -> tuple[Any, TrainState, Batch]:
         return step.lower(state, batch).compile(compiler_options=options), state, batch
 
 
-def _device_bytes(tree: Any) -> int:
+def laid(array: Any, where: Any) -> jax.ShapeDtypeStruct:
+    """An array that is not there, and where it would lie."""
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
+
+
+def peak(compiled: Any) -> int:
+    """Arguments, results that do not take their place, and temporaries: bytes of one device."""
+    of = compiled.memory_analysis()
+    results = of.output_size_in_bytes - of.alias_size_in_bytes
+    return of.argument_size_in_bytes + results + of.temp_size_in_bytes
+
+
+def device_bytes(tree: Any) -> int:
     """Of the piece of each array that one device has."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

@@ -1,6 +1,6 @@
-"""`lcx plan`: what a training step would take on devices that are not here.
+"""`lcx plan`: what training and evaluation would take on devices that are not here.
 
-XLA compiles the step for as many CPU devices as are asked about (`lcx.planning.compiled`), and
+XLA compiles both for as many CPU devices as are asked about (`lcx.planning.compiled`), and
 tells the bytes of each and what it sends to others; operations are counted by formula (`lcx.cost`).
 The number of devices is fixed when JAX starts, so that each variant is planned in a process of its
 own.
@@ -21,20 +21,18 @@ from rich.table import Table
 
 from lcx.cost import state_bytes, training_flops, uncounted, uncounted_note
 from lcx.experiment import Experiment, check_cuts, choose
-from lcx.experiment_file import load
 from lcx.model import count_parameters
-from lcx.planning.chips import CHIPS, chip_named
+from lcx.planning.chips import CHIPS, Chip, chip_named
 from lcx.planning.compiled import Measured, fit, measure
+from lcx.planning.reading import Reading, measure_reading
+from lcx.training.kept import open_experiments
 from lcx.wording import short_bytes, short_length, short_number
 
 
 @dataclass(frozen=True)
-class Plan:
+class Step:
     """What one step takes, of each device; bytes, unless it says otherwise."""
 
-    variant: str
-    chip: str
-    devices: int
     length: int
     """T, tokens a row."""
     batch: int
@@ -47,8 +45,6 @@ class Plan:
     """The rest: gradients, copies of weights in other dtypes."""
     memory: int
     """All together, at the peak."""
-    decoding_state: int
-    """Of one text of T tokens, whole."""
     flops: float | None
     """With those of the forward pass that remat repeats; None where a mixer does not tell."""
     uncounted: list[str]
@@ -67,9 +63,37 @@ class Plan:
     """The longest T that was compiled and fits the chip; 0: none."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a variant takes."""
+
+    variant: str
+    chip: str
+    devices: int
+    step: Step | None
+    """Of training; None where there is none, `train.steps` being 0."""
+    reading: Reading
+    """Of evaluation."""
+    decoding_state: int
+    """Bytes of one text of `train.length` tokens, whole."""
+
+
 def plan(name: str, experiment: Experiment, chip_name: str) -> Plan:
     """Plan a variant on the devices of its mesh. Raises ValueError as `measure` does."""
-    chip, model, settings = chip_named(chip_name), experiment.model, experiment.train
+    chip, settings = chip_named(chip_name), experiment.train
+    return Plan(
+        variant=name,
+        chip=next(known for known, one in CHIPS.items() if one is chip),
+        devices=experiment.mesh.devices,
+        step=plan_step(experiment, chip) if settings.steps else None,
+        reading=measure_reading(experiment),
+        decoding_state=state_bytes(experiment.model, settings.length),
+    )
+
+
+def plan_step(experiment: Experiment, chip: Chip) -> Step:
+    """Plan a training step. Raises ValueError as `measure` does."""
+    model, settings = experiment.model, experiment.train
     devices, remat = experiment.mesh.devices, model.remat
     steps: dict[int, Measured] = {}
 
@@ -99,10 +123,7 @@ def plan(name: str, experiment: Experiment, chip_name: str) -> Plan:
         "memory": traffic / chip.bandwidth,
         "interconnect": sum(here.sent.wire.values()) / chip.wire(devices),
     }
-    return Plan(
-        variant=name,
-        chip=next(known for known, one in CHIPS.items() if one is chip),
-        devices=devices,
+    return Step(
         length=settings.length,
         batch=settings.batch,
         parameters=here.parameters,
@@ -110,7 +131,6 @@ def plan(name: str, experiment: Experiment, chip_name: str) -> Plan:
         activations=activations,
         other=here.memory - fixed - activations,
         memory=here.memory,
-        decoding_state=state_bytes(model, settings.length),
         flops=flops,
         uncounted=uncounted(model),
         traffic=traffic,
@@ -144,12 +164,14 @@ def elsewhere(argv: list[str], devices: int) -> Plan:
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{argv[1]}: {done.stderr.strip().splitlines()[-1]}")
-    return Plan(**json.loads(done.stdout.splitlines()[-1]))
+    made = json.loads(done.stdout.splitlines()[-1])
+    step = None if made["step"] is None else Step(**made["step"])
+    return Plan(**made | {"step": step, "reading": Reading(**made["reading"])})
 
 
 def main(file: str, name: str, chip: str, *assignments: str) -> None:
     """The other process: the plan of one variant as a line of JSON."""
-    experiments, _ = choose(load(Path(file)).experiments, name, assignments)
+    experiments, _ = choose(open_experiments(Path(file)).experiments, name, assignments)
     print(json.dumps(asdict(plan(name, experiments[name], chip))))
 
 
@@ -165,49 +187,64 @@ NOTES = (
 
 def print_plans(plans: list[Plan], console: Console) -> None:
     """A column for each variant, for a terminal."""
-    chip = plans[0].chip
-    rates = CHIPS[chip]
-    ridge = rates.flops / rates.bandwidth
-    kinds = sorted({kind for made in plans for kind in made.sent})
-    rows: dict[str, Callable[[Plan], str]] = {
-        "tokens a row": lambda p: short_length(p.length),
-        "rows a step": lambda p: str(p.batch),
-        "parameters": lambda p: short_bytes(p.parameters),
-        "optimizer": lambda p: short_bytes(p.optimizer),
-        "activations": lambda p: short_bytes(p.activations),
-        "gradients and copies": lambda p: short_bytes(p.other),
-        f"memory, of {short_bytes(rates.memory)}": lambda p: short_bytes(p.memory),
-        "longest row that fits": lambda p: f"{p.longest:,}" if p.longest else "none",
-        "state of decoding a row": lambda p: short_bytes(p.decoding_state),
-        "TFLOP": lambda p: "–" if p.flops is None else short_number(p.flops / 1e12),
-        "traffic to memory": lambda p: short_bytes(p.traffic),
-        f"FLOP per byte, at most ({chip}: {ridge:.0f})": lambda p: (
-            "–" if p.flops is None else short_number(p.flops / p.traffic)
-        ),
-        **{f"sent: {kind}": lambda p, k=kind: short_bytes(p.sent.get(k, 0)) for kind in kinds},
-        **{
-            f"{term}, seconds": lambda p, t=term: short_number(p.seconds[t])
-            for term in plans[0].seconds
-        },
-        "bottleneck": lambda p: p.bottleneck,
-    }
+    chip, rates = plans[0].chip, CHIPS[plans[0].chip]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column(f"{plans[0].devices} x {chip}", no_wrap=True)
     for made in plans:
         table.add_column(made.variant, justify="right", overflow="fold")
-    for label, show in rows.items():
-        table.add_row(label, *(show(made) for made in plans))
+    steps = [made.step for made in plans]
+    if any(steps):
+        for label, show in _step_rows(chip, rates, [step for step in steps if step]).items():
+            table.add_row(label, *("–" if step is None else show(step) for step in steps))
+        table.add_section()
+    room = short_bytes(rates.memory)
+    rows: dict[str, Callable[[Plan], str]] = {
+        "evaluation: tokens of a text": lambda p: short_length(p.reading.length),
+        "texts side by side": lambda p: str(p.reading.rows),
+        "parameters": lambda p: short_bytes(p.reading.parameters),
+        "state": lambda p: short_bytes(p.reading.state),
+        f"memory, of {room}": lambda p: short_bytes(p.reading.memory),
+        "state of decoding a text of train.length": lambda p: short_bytes(p.decoding_state),
+    }
+    for label, of in rows.items():
+        table.add_row(label, *map(of, plans))
     console.print(table)
     console.print(NOTES, style="dim", highlight=False)
-    if note := uncounted_note(name for made in plans for name in made.uncounted):
+    if note := uncounted_note(name for step in steps if step for name in step.uncounted):
         console.print(note, highlight=False)
     for made in plans:
-        if made.unknown:
+        if made.step and made.step.unknown:
             console.print(
-                f"{made.variant}: {made.unknown} collectives stand in loops of unknown length, "
-                "and are counted once",
+                f"{made.variant}: {made.step.unknown} collectives stand in loops of unknown "
+                "length, and are counted once",
                 highlight=False,
             )
+
+
+def _step_rows(chip: str, rates: Chip, steps: list[Step]) -> dict[str, Callable[[Step], str]]:
+    ridge = rates.flops / rates.bandwidth
+    kinds = sorted({kind for step in steps for kind in step.sent})
+    return {
+        "training: tokens a row": lambda s: short_length(s.length),
+        "rows a step": lambda s: str(s.batch),
+        "parameters": lambda s: short_bytes(s.parameters),
+        "optimizer": lambda s: short_bytes(s.optimizer),
+        "activations": lambda s: short_bytes(s.activations),
+        "gradients and copies": lambda s: short_bytes(s.other),
+        f"memory, of {short_bytes(rates.memory)}": lambda s: short_bytes(s.memory),
+        "longest row that fits": lambda s: f"{s.longest:,}" if s.longest else "none",
+        "TFLOP": lambda s: "–" if s.flops is None else short_number(s.flops / 1e12),
+        "traffic to memory": lambda s: short_bytes(s.traffic),
+        f"FLOP per byte, at most ({chip}: {ridge:.0f})": lambda s: (
+            "–" if s.flops is None else short_number(s.flops / s.traffic)
+        ),
+        **{f"sent: {kind}": lambda s, k=kind: short_bytes(s.sent.get(k, 0)) for kind in kinds},
+        **{
+            f"{term}, seconds": lambda s, t=term: short_number(s.seconds[t])
+            for term in steps[0].seconds
+        },
+        "bottleneck": lambda s: s.bottleneck,
+    }
 
 
 if __name__ == "__main__":

@@ -11,7 +11,16 @@ from flax import nnx
 from lcx import mixers
 from lcx.checking import trial
 from lcx.checking.trial import Trial, gradients_of
-from lcx.layers import CHANNELS, MLP, GeGLU, RMSNorm, RWKV7ChannelMix, RWKVChannelMix, SwiGLU
+from lcx.layers import (
+    CHANNELS,
+    MLP,
+    GeGLU,
+    RMSNorm,
+    RWKV6ChannelMix,
+    RWKV7ChannelMix,
+    RWKVChannelMix,
+    SwiGLU,
+)
 from lcx.mixers import (
     GLA,
     MIXERS,
@@ -74,6 +83,8 @@ SETTINGS: tuple[Sublayer, ...] = (
     LinearAttention(feature_map="softmax"),
     LinearAttention(feature_map="taylor"),
     Mamba2(head_width=16, state=8),
+    Mamba2(head_width=16, state=8, groups=2),
+    GatedDeltaNet(key_heads=2),
     RetNet(heads=2, expand=1),
 )
 EXAMPLES = {
@@ -180,6 +191,7 @@ STOOD_FOR = {
     DeltaNet: GatedDeltaNet,
     MLP: SwiGLU,
     GeGLU: SwiGLU,
+    RWKV6ChannelMix: RWKVChannelMix,
     RWKV7ChannelMix: RWKVChannelMix,
     Strided: Window,
     ShiftedGroups: Window,

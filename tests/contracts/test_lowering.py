@@ -6,18 +6,25 @@ Collectives are read from the text of compiled programs, of a forward and a back
 import math
 import re
 from collections import Counter
-from dataclasses import asdict
-from typing import NamedTuple
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
+from lcx.block import Block
+from lcx.experiment import Experiment
 from lcx.layers import RWKVChannelMix
 from lcx.mixers import GatedConv, SoftmaxAttention
+from lcx.model import LM
+from lcx.optim import Muon
 from lcx.parallel.mesh import BATCH, Mesh, make_mesh, shardings
 from lcx.sparsity import ShiftedGroups, Window
+from lcx.training.loop import fresh_state, make_step
+from lcx.types import Batch, Policy
 from tests.contracts.cases import ALGORITHMS, MIXER_CASES, ROWS, WIDTH, case, name
 from tests.contracts.test_shards import LENGTH, in_shards
 
@@ -146,3 +153,25 @@ def test_what_gathers_is_seen_to():
     """The law's reader finds what is there."""
     kinds = {c.kind for c in collectives(SoftmaxAttention(kv_heads=1))}
     assert "all-gather" in kinds
+
+
+@pytest.mark.parametrize("sublayer", ALGORITHMS, ids=name)
+def test_every_product_of_a_step_is_as_exact_as_the_policy_says(sublayer):
+    """In the forward and the backward pass, those written by hand too, and in the optimizer."""
+    block = Block(sublayer) if sublayer in MIXER_CASES else Block(GatedConv(), sublayer)
+    model = LM(64, WIDTH, (block,), 1)
+    optimizer = Muon().transform(10)
+    tokens: Any = jax.ShapeDtypeStruct((2, LENGTH), jnp.int32)
+    batch = Batch(tokens, tokens, tokens, targets=tokens)
+    for products, word in ((None, "HIGHEST"), ("tensorfloat32", "HIGH")):
+        of = replace(model, policy=Policy(products=products))
+        experiment = replace(Experiment(), model=of)
+        state = jax.eval_shape(partial(fresh_state, experiment, optimizer), jax.random.key(0))
+        text = jax.jit(make_step(experiment, optimizer)).lower(state, batch).as_text()
+        said = re.findall(
+            r"stablehlo\.dot_general.*?(?:precision = \[(\w+), \w+\])?[ :]*\(tensor", text
+        )
+        assert len(said) > 10
+        # running sums of decays are fp32 whatever a policy says (`lcx.ops.chunks.running_sum`)
+        assert set(said) <= {word, "HIGHEST"}
+        assert Counter(said)[word] > len(said) / 2

@@ -167,6 +167,12 @@ SMALL: dict[str, Small] = {
         within=3e-4,
         gradients=6e-5,
     ),
+    "mamba2, groups": Small(
+        "Mamba2Config",
+        MAMBA | {"n_groups": 2},
+        within=3e-4,
+        gradients=1e-4,  # measured: 2.5e-5, of a norm's scale; theirs is as far from float64
+    ),
     "rwkv": Small("RwkvConfig", RWKV | {"intermediate_size": 112}),
     "rwkv, tied": Small("RwkvConfig", RWKV | {"tie_word_embeddings": True}),
     "recurrent_gemma": Small(
@@ -188,5 +194,11 @@ SMALL: dict[str, Small] = {
         NEXT,
         within=6e-5,  # measured: 1.3e-5; each is as far from float64
         gradients=3e-5,  # measured: 5e-6
+    ),
+    "qwen3_next, shared keys": Small(
+        "Qwen3NextConfig",
+        NEXT | {"linear_num_value_heads": 8, "linear_value_head_dim": 24},
+        within=1e-4,  # measured: 2.3e-5; each is as far from float64
+        gradients=4e-5,  # measured: 8.2e-6
     ),
 }

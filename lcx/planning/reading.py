@@ -1,0 +1,57 @@
+"""What evaluation takes: a protocol's longest texts, read in pieces with a state.
+
+As `lcx.planning.compiled`: laid out by XLA for this process's devices, and nothing is run.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from lcx.evaluation.reading import Scorer
+from lcx.experiment import Experiment
+from lcx.parallel.mesh import make_mesh, shardings
+from lcx.parallel.xla import known_options
+from lcx.planning.compiled import OPTIONS, as_if_half, device_bytes, laid, peak
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Bytes of one device."""
+
+    length: int
+    """Tokens of the longest text."""
+    rows: int
+    """Texts side by side."""
+    parameters: int
+    state: int
+    """Of all rows, at the end of the longest text."""
+    memory: int
+    """All together, at the peak: as a piece is read, or its targets are scored."""
+
+
+def measure_reading(experiment: Experiment) -> Reading:
+    """Compile what reads the longest texts of an experiment's protocol.
+
+    Raises ValueError where this process's devices are too few for its mesh.
+    """
+    model, protocol = as_if_half(experiment.model), experiment.evaluation
+    mesh = make_mesh(experiment.mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    abstract = jax.eval_shape(model.init, key)
+    params = jax.tree.map(laid, abstract, shardings(abstract, mesh))
+    scorer = Scorer(protocol, model, params, experiment.mesh)
+    with jax.set_mesh(mesh):
+        lowered = scorer.lower(protocol.longest)
+        options: Any = known_options(OPTIONS)
+        advance, score = (
+            one.compile(compiler_options=options) for one in (lowered.advance, lowered.scores)
+        )
+    state = device_bytes(lowered.state)
+    return Reading(
+        length=protocol.longest,
+        rows=lowered.rows,
+        parameters=device_bytes(params),
+        state=state,
+        memory=max(peak(advance), peak(score) + state),
+    )
