@@ -84,7 +84,7 @@ def test_documents_and_distances_at_a_traced_offset(options):
     bias = Bias(SLOPES, positions)
     for more in ({"segments": segments}, {"bias": bias}, {"segments": segments, "bias": bias}):
         errors = worst(*both(inputs(T=21, S=60), offset=jnp.int32(39), **more, **options))
-        assert max(errors.values()) < 5e-6, errors  # measured: 9e-7
+        assert max(errors.values()) < 5e-6, errors  # measured: 8e-7
 
 
 def test_a_query_without_keys_gives_zero_and_takes_no_gradient():
