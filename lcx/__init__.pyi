@@ -113,6 +113,9 @@ from lcx.layers import (
     RMSNorm as RMSNorm,
 )
 from lcx.layers import (
+    RWKV6ChannelMix as RWKV6ChannelMix,
+)
+from lcx.layers import (
     RWKV7ChannelMix as RWKV7ChannelMix,
 )
 from lcx.layers import (

@@ -6,15 +6,20 @@ Every operation of `lcx.ops` that has several forms takes `kernels` and asks `ch
     reference   the equation as it stands, token by token or all pairs at once; what others are
                 checked against
     xla         chunks, tiles or a parallel scan, in JAX's own operations
+    pallas      one kernel written for an NVIDIA GPU, of softmax attention alone
 """
 
 from dataclasses import dataclass
 
 import jax
 
-FORMS = ("reference", "xla")
+FORMS = ("reference", "xla", "pallas")
+
+FUSED = ("attention",)
+"""The operations that have the form "pallas"."""
 
 FASTEST: dict[str, dict[str, str]] = {
+    "attention": {"gpu": "pallas"},
     # reading and writing is all the work there is, and one pass does least of it
     "lru": {"cpu": "reference"},
 }
@@ -32,7 +37,7 @@ class Kernels:
     def __post_init__(self):
         if self.form not in (None, *FORMS):
             raise ValueError(
-                f"kernels {self.form!r}: there are {' and '.join(map(repr, FORMS))}, "
+                f"kernels {self.form!r}: there are {', '.join(map(repr, FORMS))}, "
                 "or None for the fastest on the platform"
             )
 
@@ -41,11 +46,18 @@ FASTEST_THERE_IS = Kernels()
 
 
 def chosen(operation: str, kernels: Kernels, tokens: int | None = None) -> str:
-    """The form of an operation that runs.
+    """The form of an operation that runs, where it can: "pallas" is of some cases only.
+
+    Raises ValueError where a form is asked for that the operation does not have.
 
     tokens: T of a recurrence. Of one token the equation as it stands is the least work: what chunks
     and scans prepare would be for that token alone.
     """
+    if kernels.form == "pallas" and operation not in FUSED:
+        raise ValueError(
+            f"kernels 'pallas': {operation} has no such form, only {', '.join(FUSED)}; with None "
+            "each operation takes the fastest that it has on the platform"
+        )
     if kernels.form is not None:
         return kernels.form
     if tokens == 1:
