@@ -13,6 +13,7 @@ from lcx.data.sources import TextFiles
 from lcx.data.templates import ChatTemplate, Plain
 from lcx.data.turns import OddError, check_turns, turns_of
 from lcx.paths import GlobPath
+from lcx.progress import counted
 from lcx.wording import plural
 
 
@@ -60,7 +61,8 @@ class Conversations:
         names, groups, made, known = [], [], [], set()
         left_out: Counter[str] = Counter()
         for file in TextFiles(self.glob).documents():
-            for number, (place, entry) in enumerate(self._entries(file.name, file.text)):
+            entries = [*self._entries(file.name, file.text)]
+            for number, (place, entry) in enumerate(counted(entries, len(entries), "rendering")):
                 try:
                     document = self._document(entry)
                 except ValueError as error:
