@@ -72,7 +72,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class ChatML:
-    """<|im_start|>user, a line break, what is said, <|im_end|>: ChatML, as Qwen and others have it.
+    """`<|im_start|>user`, a line break, what is said, `<|im_end|>`: as Qwen and others have it.
 
     OpenAI, "Chat Markup Language" (2023). Every role has the same form, and what is said stays as
     it is.
@@ -91,10 +91,10 @@ class ChatML:
 
 @dataclass(frozen=True)
 class Llama2Chat:
-    """[INST] ... [/INST] and the answer, each such pair between <s> and </s>: Llama 2's chat.
+    """`[INST] ... [/INST]` and the answer, each such pair between `<s>` and `</s>`: Llama 2's chat.
 
     Touvron et al. 2023 (arXiv:2307.09288), and Meta's `generation.py`. A system prompt stands
-    between <<SYS>> and <</SYS>> in the first question. White space around what is said is dropped.
+    between `<<SYS>>` and `<</SYS>>` in the first question. White space around what is said is dropped.
     Users and the assistant take turns; nobody else speaks.
     """
 
@@ -121,7 +121,7 @@ class Llama2Chat:
 
 @dataclass(frozen=True)
 class Llama3Chat:
-    """<|start_header_id|>user<|end_header_id|>, what is said, <|eot_id|>: Llama 3's chat.
+    """`<|start_header_id|>user<|end_header_id|>`, what is said, `<|eot_id|>`: Llama 3's chat.
 
     Meta, "Model Cards and Prompt formats: Llama 3" (2024). White space around what is said is
     dropped. Llama 3.1 and later write a date into the system prompt: for these take `Jinja`.
@@ -146,7 +146,7 @@ class Llama3Chat:
 
 @dataclass(frozen=True)
 class Vicuna:
-    """USER: ... ASSISTANT: ...</s> in one line, after a system prompt: Vicuna 1.1 and LongChat.
+    """`USER: ... ASSISTANT: ...</s>` in one line, after a system prompt: Vicuna 1.1 and LongChat.
 
     FastChat's `vicuna_v1.1` (Zheng et al. 2023, arXiv:2306.05685). Users and the assistant take
     turns; nobody else speaks.
