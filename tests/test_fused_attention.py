@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from lcx.kernels import Kernels, chosen
+from lcx.kernels import Kernels
 from lcx.ops.attention import Bias, attention
 from lcx.ops.fused_attention import KernelBlocks, fused, unfit
 from lcx.ops.fused_kernels import Blocks
@@ -150,12 +150,10 @@ def test_it_lowers_for_a_gpu(dtype, shape):
         assert f'name = "attention_{name}"' in text
 
 
-def test_what_it_cannot_do_is_refused():
+def test_without_a_gpu_it_is_refused():
     q, k, v, _ = inputs()
     with pytest.raises(ValueError, match=r"'pallas': softmax attention cannot run so: .* on a cpu"):
         attention(q, k, v, kernels=Kernels("pallas"))
-    with pytest.raises(ValueError, match="'pallas': lru has no such form, only attention"):
-        chosen("lru", Kernels("pallas"))
 
 
 @pytest.mark.parametrize(

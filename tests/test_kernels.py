@@ -17,7 +17,13 @@ def test_the_fastest_form_depends_on_the_platform(monkeypatch):
     assert chosen("lru", Kernels("xla")) == "xla"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert chosen("lru", Kernels()) == "xla"
-    assert chosen("attention", Kernels()) == "pallas"
+    assert chosen("attention", Kernels()) == "xla"
+
+
+def test_the_fused_form_is_of_attention_alone():
+    assert chosen("attention", Kernels("pallas")) == "pallas"
+    assert chosen("delta_rule", Kernels("pallas")) == "xla"
+    assert chosen("delta_rule", Kernels("pallas"), 1) == "reference"
 
 
 def test_a_single_token_needs_no_chunks():

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from lcx.kernels import FASTEST_THERE_IS, Kernels, chosen
 from lcx.ops.blockwise import blockwise
-from lcx.ops.fused_attention import fused, unfit
+from lcx.ops.fused_attention import fused, lacking, unfit
 from lcx.ops.tiles import MASK_VALUE, Offset, Positions, Scoring, Segments
 
 
@@ -103,14 +103,13 @@ def attention(
             )
 
     form = chosen("attention", kernels)
-    if kernels.form is None and form == "pallas" and q.dtype == jnp.float32:
-        form = "xla"  # of fp32 a kernel's products have no tensor cores, and cuBLAS's are tuned
     # tiles leave out what lies before the window
     few = T <= FEW and (window is None or 2 * window > S) and form != "reference"
-    if form == "pallas" and not few and (reason := unfit(q, k, v, offset)):
-        if kernels.form == "pallas":
+    if form == "pallas":
+        if reason := lacking():
             raise ValueError(f"kernels 'pallas': softmax attention cannot run so: {reason}")
-        form = "xla"
+        if unfit(q, k, v, offset):
+            form = "xla"
     forms = {"reference": _reference, "xla": blockwise, "pallas": fused}
     run = _at_once if few else forms[form]
     slopes, positions = (None, None) if bias is None else bias

@@ -63,14 +63,19 @@ TUNED: dict[tuple[int, int], KernelBlocks] = {
 WIDEST = max(width for _, width in TUNED)
 
 
-def unfit(q: Array, k: Array, v: Array, offset: Offset) -> str | None:
-    """Why `fused` cannot run here, on q [B T H K], k [B S G K] and v [B S G V]; None: it can."""
+def lacking() -> str | None:
+    """Why `fused` cannot run on this machine; None: it can."""
     device = _device()
     if device.platform != "gpu":
         return f"it is for NVIDIA GPUs, and computing is on a {device.platform}"
     capability = str(getattr(device, "compute_capability", "")).split(".")[0]
     if not capability.isdigit() or int(capability) < 8:
         return f"it is for NVIDIA GPUs from Ampere on, not for {device.device_kind}"
+    return None
+
+
+def unfit(q: Array, k: Array, v: Array, offset: Offset) -> str | None:
+    """Why `fused` does not take q [B T H K], k [B S G K] and v [B S G V]; None: it does."""
     if len({x.dtype for x in (q, k, v)}) > 1 or q.dtype not in (jnp.bfloat16, jnp.float32):
         kinds = ", ".join(str(x.dtype) for x in (q, k, v))
         return f"q, k and v must all be bfloat16 or all be float32, not {kinds}"
@@ -104,7 +109,7 @@ def fused(
     """Output in q's dtype and logsumexp, as `lcx.ops.attention.attention` has them.
 
     Where a mesh of several devices is set, each works on its own rows and heads. `unfit` says what
-    cannot be. interpret: run the kernels in JAX's own operations, on any platform, slowly.
+    it does not take. interpret: run the kernels in JAX's own operations, on any platform, slowly.
     """
     B, T, G, R, K = q.shape
     blocks = blocks or _tuned(max(K, v.shape[-1]), q.dtype.itemsize)

@@ -70,8 +70,6 @@ def sharded_attention(
         unfit = f"shards of {T} tokens have no halves"
     elif chosen("attention", kernels) == "reference":
         unfit = "the plain form wants all keys in one place"
-    elif kernels.form == "pallas":
-        unfit = "its steps go on from sums that the form 'pallas' does not take"
     if exchange is None:
         size = whole * G * (k.shape[3] + v.shape[3]) * k.dtype.itemsize
         cheap = size <= GATHERED or shards.count * G <= 2 * H
