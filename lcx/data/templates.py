@@ -94,8 +94,8 @@ class Llama2Chat:
     """`[INST] ... [/INST]` and the answer, each such pair between `<s>` and `</s>`: Llama 2's chat.
 
     Touvron et al. 2023 (arXiv:2307.09288), and Meta's `generation.py`. A system prompt stands
-    between `<<SYS>>` and `<</SYS>>` in the first question. White space around what is said is dropped.
-    Users and the assistant take turns; nobody else speaks.
+    between `<<SYS>>` and `<</SYS>>` in the first question. White space around what is said is
+    dropped. Users and the assistant take turns; nobody else speaks.
     """
 
     def form(self) -> Form:
