@@ -1,0 +1,220 @@
+"""Losses against their equations in float64, and however a batch is cut.
+
+Gradients of the equations are complex steps: f(x + ih) = f(x) + ih f'(x), exact for a small h.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from lcx.block import Block
+from lcx.experiment import Experiment, Train
+from lcx.layers import SwiGLU
+from lcx.logits import over_logits
+from lcx.losses import LOSSES, CrossEntropy
+from lcx.mixers import LinearAttention
+from lcx.model import LM
+from lcx.parallel.mesh import BATCH, Mesh, make_mesh, shardings
+from lcx.spec import describe
+from lcx.training.loop import fresh_state, jit_step, make_validation
+from lcx.types import Batch, Policy
+
+VOCAB, WIDTH, LENGTH = 9, 6, 16
+BLOCK = Block(LinearAttention(heads=2), SwiGLU(hidden=8))
+MODEL = LM(vocab=VOCAB, width=WIDTH, pattern=(BLOCK,), repeats=1, tied=False)
+
+
+def packed(rows: int = 2) -> Batch:
+    """Rows of documents that repeat tokens, of one token too, with padding and unscored targets."""
+    draw = np.random.default_rng(0)
+    segments = np.zeros((rows, LENGTH), np.int32)
+    for row, lengths in zip(segments, [(7, 1, 5), (2, 12), (16,), (9, 7)] * rows, strict=False):
+        row[: sum(lengths)] = np.repeat(np.arange(len(lengths)) + 1, lengths)
+    tokens = draw.integers(0, 6, segments.shape).astype(np.int32)
+    targets = np.roll(tokens, -1, axis=1)
+    targets[segments != np.roll(segments, -1, axis=1)] = -1
+    targets[:, -1] = targets[1, 4] = -1
+    positions = np.zeros_like(segments)
+    for i in range(1, LENGTH):
+        goes_on = segments[:, i] == segments[:, i - 1]
+        positions[:, i] = np.where(goes_on, positions[:, i - 1] + 1, 0)
+    given = {"positions": positions, "segments": segments, "targets": targets}
+    return Batch(jnp.asarray(tokens), **jax.tree.map(jnp.asarray, given))
+
+
+def documents(batch: Batch) -> list[tuple[int, np.ndarray]]:
+    """(row, the indices of its tokens) of each document."""
+    found = np.asarray(batch.segments)
+    return [
+        (row, np.flatnonzero(segments == number))
+        for row, segments in enumerate(found)
+        for number in range(1, segments.max() + 1)
+    ]
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Of one token's logits, real or complex."""
+    top = logits.real.max()
+    return logits - top - np.log(np.exp(logits - top).sum())
+
+
+def each_target(batch: Batch):
+    """(row, index, the tokens of its document up to it, its target) of what is scored."""
+    tokens, targets = np.asarray(batch.tokens), np.asarray(batch.targets)
+    for row, places in documents(batch):
+        for at in places:
+            if targets[row, at] >= 0:
+                yield row, at, tokens[row, places[places <= at]], targets[row, at]
+
+
+def cross_entropy(loss: CrossEntropy, batch: Batch, x: np.ndarray, logits: np.ndarray):
+    """Szegedy et al. 2016, section 7: the targets (1 - eps) one-hot + eps / vocab."""
+    total, count = 0, 0
+    for row, at, _, target in each_target(batch):
+        log_p = log_softmax(logits[row, at])
+        wanted = np.full(VOCAB, loss.smoothing / VOCAB)
+        wanted[target] += 1 - loss.smoothing
+        log_z = logits[row, at, 0] - log_p[0]
+        total, count = total - (wanted * log_p).sum() + loss.z * log_z**2, count + 1
+    return total / count
+
+
+EQUATIONS: list[tuple[object, Callable]] = [
+    (CrossEntropy(), cross_entropy),
+    (CrossEntropy(smoothing=0.1, z=0.01), cross_entropy),
+]
+"""Losses, and their equations: (loss, batch, x, logits) -> what is minimised."""
+
+
+def complex_steps(f: Callable, x: np.ndarray) -> np.ndarray:
+    """The gradient of f, which takes real or complex x, in float64."""
+    gradient, step = np.zeros(x.shape), 1e-30
+    for at in np.ndindex(x.shape):
+        moved = x.astype(complex)
+        moved[at] += 1j * step
+        gradient[at] = np.imag(f(moved)) / step
+    return gradient
+
+
+def describe_loss(value) -> str:
+    return getattr(value, "__name__", None) or describe(value)
+
+
+@pytest.mark.parametrize("policy", [Policy(), Policy(compute="bfloat16")], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("loss", "equation"), EQUATIONS, ids=describe_loss)
+def test_a_loss_is_its_equation(loss, equation, policy, monkeypatch):
+    monkeypatch.setattr("lcx.logits.LOGITS", 2 * VOCAB * 5)  # in pieces, of which the last overlaps
+    batch, model = packed(), replace(MODEL, policy=policy)
+    x = jax.random.normal(jax.random.key(1), (2, LENGTH, WIDTH), policy.compute)
+    head = 2 * jax.random.normal(jax.random.key(2), (WIDTH, VOCAB), policy.compute)
+    divisor = loss.divisor(batch)
+
+    def minimised(x, head):
+        params = nnx.Dict(head=nnx.Dict(kernel=nnx.Param(head)))
+        sums = loss(x, batch, partial(over_logits, model, params))
+        return sums.minimised / divisor, sums.shown / divisor
+
+    take = jax.jit(jax.value_and_grad(minimised, argnums=(0, 1), has_aux=True))
+    (value, shown), (by_x, by_head) = take(x, head)
+    x64, head64 = np.asarray(x, np.float64), np.asarray(head, np.float64)
+    logits = x64 @ head64
+    by_logits = complex_steps(lambda z: equation(loss, batch, x64, z), logits)
+    direct = complex_steps(lambda z: equation(loss, batch, z, logits), x64)
+    np.testing.assert_allclose(value, equation(loss, batch, x64, logits), rtol=RTOL)
+    nats = cross_entropy(CrossEntropy(), batch, x64, logits)
+    np.testing.assert_allclose(shown, nats, rtol=RTOL)
+    exact = policy.compute == "float32"
+    for got, expected in (
+        (by_x, by_logits @ head64.T + direct),
+        (by_head, np.einsum("btd,btv->dv", x64, by_logits)),
+    ):
+        rtol = RTOL if exact else 2**-7
+        np.testing.assert_allclose(
+            np.asarray(got, np.float64), expected, rtol=0, atol=rtol * abs(expected).max()
+        )
+
+
+RTOL = 4e-6
+
+
+def step(loss, model: LM = MODEL, mesh: Mesh | None = None, accumulate: int = 1):
+    """The state after one step of packed rows, and its metrics, on a mesh."""
+    settings = Train(length=LENGTH, batch=4, steps=2, loss=loss, accumulate=accumulate)
+    experiment = Experiment(model=model, train=settings, mesh=mesh or Mesh())
+    optimizer, devices = settings.optimizer.transform(10), make_mesh(experiment.mesh)
+    with jax.set_mesh(devices):
+
+        def fresh():
+            return fresh_state(experiment, optimizer, jax.random.key(0))
+
+        where = shardings(jax.eval_shape(fresh), devices)
+        state = jax.jit(fresh, out_shardings=where)()
+        batch = jax.device_put(packed(4), NamedSharding(devices, BATCH))
+        return jax.device_get(jit_step(experiment, optimizer, where, devices)(state, batch))
+
+
+CUTS = [
+    {"accumulate": 2, "mesh": Mesh(data=2, seq=2)},
+    pytest.param({"accumulate": 4}, marks=pytest.mark.rest),
+    pytest.param({"mesh": Mesh(fsdp=2, model=2)}, marks=pytest.mark.rest),
+    pytest.param({"mesh": Mesh(seq=4)}, marks=pytest.mark.rest),
+]
+
+
+def same_step(got, expected):
+    (state, metrics), (other, expected_metrics) = got, expected
+    for a, b in zip(jax.tree.leaves(metrics), jax.tree.leaves(expected_metrics), strict=True):
+        np.testing.assert_allclose(a, b, rtol=5e-6)
+    for a, b in zip(
+        jax.tree.leaves(state.optimizer), jax.tree.leaves(other.optimizer), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=0, atol=5e-6 * np.abs(b).max())
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Steps of whole batches on one device, one of each loss."""
+    return {}
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("loss", [cls() for cls in LOSSES.values()], ids=describe)
+def test_a_loss_does_not_depend_on_how_a_batch_is_cut(loss, cut, whole):
+    if loss not in whole:
+        whole[loss] = step(loss)
+    same_step(step(loss, **cut), whole[loss])
+
+
+@pytest.mark.parametrize("loss", [cls() for cls in LOSSES.values()], ids=describe)
+def test_validation_shows_nats_per_token(loss):
+    """Whatever is minimised, so that variants of one file compare."""
+    stacked = jax.tree.map(lambda a: a[None], packed())
+    shown = []
+    for each in (loss, CrossEntropy()):
+        settings = Train(length=LENGTH, batch=2, steps=1, loss=each)
+        experiment = Experiment(model=MODEL, train=settings)
+        params = jax.jit(MODEL.init)(jax.random.key(0))
+        shown.append(jax.jit(make_validation(experiment))(params, stacked))
+    np.testing.assert_allclose(*shown, rtol=1e-6)
+    assert loss.unit == "nats per token"
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: CrossEntropy(z=-1), "z cannot be negative, not -1"),
+        (lambda: CrossEntropy(smoothing=1), r"smoothing must be in \[0, 1\), not 1"),
+        (lambda: CrossEntropy(smoothing=float("nan")), r"smoothing must be in \[0, 1\), not nan"),
+    ],
+    ids=range(3),
+)
+def test_settings_that_mean_nothing_are_refused(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
