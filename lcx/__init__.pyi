@@ -106,7 +106,12 @@ from lcx.layers import (
 from lcx.layers import (
     ZeroCentredRMSNorm as ZeroCentredRMSNorm,
 )
-from lcx.losses import CrossEntropy as CrossEntropy
+from lcx.losses import (
+    CrossEntropy as CrossEntropy,
+)
+from lcx.losses import (
+    Unlikelihood as Unlikelihood,
+)
 from lcx.mixers import (
     GLA as GLA,
 )

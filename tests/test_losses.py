@@ -18,7 +18,8 @@ from lcx.block import Block
 from lcx.experiment import Experiment, Train
 from lcx.layers import SwiGLU
 from lcx.logits import over_logits
-from lcx.losses import LOSSES, CrossEntropy
+from lcx.losses import LOSSES, CrossEntropy, Unlikelihood
+from lcx.losses.unlikelihood import log_one_minus_p
 from lcx.mixers import LinearAttention
 from lcx.model import LM
 from lcx.parallel.mesh import BATCH, Mesh, make_mesh, shardings
@@ -86,9 +87,21 @@ def cross_entropy(loss: CrossEntropy, batch: Batch, x: np.ndarray, logits: np.nd
     return total / count
 
 
+def unlikelihood(loss: Unlikelihood, batch: Batch, x: np.ndarray, logits: np.ndarray):
+    """Welleck et al. 2019, equations 4 and 5."""
+    total, count = 0, 0
+    for row, at, before, target in each_target(batch):
+        p = np.exp(log_softmax(logits[row, at]))
+        total -= np.log(p[target])
+        total -= loss.alpha * sum(np.log(1 - p[c]) for c in {*before} - {target})
+        count += 1
+    return total / count
+
+
 EQUATIONS: list[tuple[object, Callable]] = [
     (CrossEntropy(), cross_entropy),
     (CrossEntropy(smoothing=0.1, z=0.01), cross_entropy),
+    (Unlikelihood(alpha=0.5), unlikelihood),
 ]
 """Losses, and their equations: (loss, batch, x, logits) -> what is minimised."""
 
@@ -206,14 +219,36 @@ def test_validation_shows_nats_per_token(loss):
     assert loss.unit == "nats per token"
 
 
+@pytest.mark.parametrize("gap", [0.0, 0.69, 0.7, 3.0, 20.0, 80.0, 1000.0])
+def test_unlikelihood_is_exact_and_finite_for_any_p(gap):
+    """1 - p would round to 0 in fp32 from a gap of 17 on, and to 1 at the other tokens."""
+
+    def unlikely(logits):
+        return -log_one_minus_p(logits, jax.nn.logsumexp(logits))
+
+    logits = jnp.array([0.0, gap, -1.0, -8.0])
+    value, by_logits = jax.jit(lambda z: (unlikely(z), jax.jacrev(unlikely)(z)))(logits)
+    z, each = np.asarray(logits, np.float64), np.eye(4, dtype=bool)
+    all_but = np.where(each, -np.inf, z)
+    others = np.logaddexp.reduce(all_but, axis=1)
+    p, share = np.exp(z - np.logaddexp.reduce(z)), np.exp(all_but - others[:, None])
+    with np.errstate(divide="ignore"):  # p rounds to 1 in float64, too
+        expected = np.where(p > 0.5, np.logaddexp.reduce(z) - others, -np.log1p(-p))
+    # measured: 5e-7 of values, 5e-8 of gradients
+    np.testing.assert_allclose(value, expected, rtol=2e-6, atol=1e-37)
+    np.testing.assert_allclose(by_logits, p - share, rtol=0, atol=2e-7)
+    assert abs(np.asarray(by_logits)).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: CrossEntropy(z=-1), "z cannot be negative, not -1"),
         (lambda: CrossEntropy(smoothing=1), r"smoothing must be in \[0, 1\), not 1"),
         (lambda: CrossEntropy(smoothing=float("nan")), r"smoothing must be in \[0, 1\), not nan"),
+        (lambda: Unlikelihood(alpha=-0.1), r"alpha cannot be negative, not -0.1"),
     ],
-    ids=range(3),
+    ids=range(4),
 )
 def test_settings_that_mean_nothing_are_refused(make, said):
     with pytest.raises(ValueError, match=said):

@@ -2,7 +2,8 @@
 
 from lcx.losses.cross_entropy import CrossEntropy
 from lcx.losses.protocol import Loss, LossSums
+from lcx.losses.unlikelihood import Unlikelihood
 
-LOSSES: dict[str, type] = {c.__name__: c for c in (CrossEntropy,)}
+LOSSES: dict[str, type] = {c.__name__: c for c in (CrossEntropy, Unlikelihood)}
 
-__all__ = ["LOSSES", "CrossEntropy", "Loss", "LossSums"]
+__all__ = ["LOSSES", "CrossEntropy", "Loss", "LossSums", "Unlikelihood"]
