@@ -107,6 +107,9 @@ from lcx.layers import (
     ZeroCentredRMSNorm as ZeroCentredRMSNorm,
 )
 from lcx.losses import (
+    Contrastive as Contrastive,
+)
+from lcx.losses import (
     CrossEntropy as CrossEntropy,
 )
 from lcx.losses import (

@@ -18,7 +18,7 @@ from lcx.block import Block
 from lcx.experiment import Experiment, Train
 from lcx.layers import SwiGLU
 from lcx.logits import over_logits
-from lcx.losses import LOSSES, CrossEntropy, Unlikelihood
+from lcx.losses import LOSSES, Contrastive, CrossEntropy, Unlikelihood
 from lcx.losses.unlikelihood import log_one_minus_p
 from lcx.mixers import LinearAttention
 from lcx.model import LM
@@ -98,10 +98,35 @@ def unlikelihood(loss: Unlikelihood, batch: Batch, x: np.ndarray, logits: np.nda
     return total / count
 
 
+def contrastive(loss: Contrastive, batch: Batch, x: np.ndarray, logits: np.ndarray):
+    """Su et al. 2022, equation 3: a document's mean of likelihoods, and of pairs of tokens."""
+    total, tokens = 0, 0
+    for row, places in documents(batch):
+        nll = [
+            -log_softmax(logits[row, at])[target]
+            for r, at, _, target in each_target(batch)
+            if r == row and at in places
+        ]
+        h = x[row, places]
+        h = h / np.sqrt((h**2).sum(axis=-1, keepdims=True))
+        pairs = [
+            max(0, loss.margin - 1 + h[i] @ h[j], key=np.real)
+            for i in range(len(h))
+            for j in range(len(h))
+            if i != j
+        ]
+        if nll:
+            mean = sum(pairs) / len(pairs) if pairs else 0
+            total += len(nll) * (sum(nll) / len(nll) + loss.weight * mean)
+        tokens += len(nll)
+    return total / tokens
+
+
 EQUATIONS: list[tuple[object, Callable]] = [
     (CrossEntropy(), cross_entropy),
     (CrossEntropy(smoothing=0.1, z=0.01), cross_entropy),
     (Unlikelihood(alpha=0.5), unlikelihood),
+    (Contrastive(margin=0.7, weight=2.0), contrastive),
 ]
 """Losses, and their equations: (loss, batch, x, logits) -> what is minimised."""
 
@@ -124,6 +149,7 @@ def describe_loss(value) -> str:
 @pytest.mark.parametrize(("loss", "equation"), EQUATIONS, ids=describe_loss)
 def test_a_loss_is_its_equation(loss, equation, policy, monkeypatch):
     monkeypatch.setattr("lcx.logits.LOGITS", 2 * VOCAB * 5)  # in pieces, of which the last overlaps
+    monkeypatch.setattr("lcx.losses.contrastive.TILE", 5)
     batch, model = packed(), replace(MODEL, policy=policy)
     x = jax.random.normal(jax.random.key(1), (2, LENGTH, WIDTH), policy.compute)
     head = 2 * jax.random.normal(jax.random.key(2), (WIDTH, VOCAB), policy.compute)
@@ -240,6 +266,33 @@ def test_unlikelihood_is_exact_and_finite_for_any_p(gap):
     assert abs(np.asarray(by_logits)).max() <= 1
 
 
+def contrast_alone(x, margin: float, **given):
+    """What contrast adds to a loss whose targets are certain."""
+    tokens = jnp.zeros(x.shape[:2], jnp.int32)
+    batch, loss = Batch(tokens, targets=tokens, **given), Contrastive(margin)
+    sums = loss(x, batch, lambda f, x, targets: f(jnp.zeros((*x.shape[:2], 1)), targets))
+    return sums.minimised / loss.divisor(batch)
+
+
+def test_equal_states_cost_the_margin_and_orthogonal_ones_nothing():
+    take = jax.jit(jax.value_and_grad(partial(contrast_alone, margin=0.3)))
+    equal = jnp.ones((1, 4, 4)) * jnp.arange(1, 5)[:, None]
+    np.testing.assert_allclose(take(equal)[0], 0.3, rtol=1e-6)
+    assert take(jnp.eye(4)[None])[0] == 0
+    assert np.isfinite(take(jnp.zeros((1, 4, 4)))[1]).all()
+
+
+def test_contrast_takes_memory_linear_in_the_length():
+    def temporary(length: int) -> int:
+        x = jax.ShapeDtypeStruct((1, length, 8), jnp.float32)
+        take = jax.jit(jax.grad(partial(contrast_alone, margin=0.5)))
+        return take.lower(x).compile().memory_analysis().temp_size_in_bytes
+
+    short, long = temporary(8192), temporary(32768)
+    assert long < 4 * short
+    assert long < 32768 * 32768 / 64  # bytes: a bit of every eighth pair
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -247,8 +300,10 @@ def test_unlikelihood_is_exact_and_finite_for_any_p(gap):
         (lambda: CrossEntropy(smoothing=1), r"smoothing must be in \[0, 1\), not 1"),
         (lambda: CrossEntropy(smoothing=float("nan")), r"smoothing must be in \[0, 1\), not nan"),
         (lambda: Unlikelihood(alpha=-0.1), r"alpha cannot be negative, not -0.1"),
+        (lambda: Contrastive(margin=0), r"margin must be in \(0, 2\], not 0"),
+        (lambda: Contrastive(weight=-2), "weight cannot be negative, not -2"),
     ],
-    ids=range(4),
+    ids=range(6),
 )
 def test_settings_that_mean_nothing_are_refused(make, said):
     with pytest.raises(ValueError, match=said):

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
 
 from lcx.parallel import seqpar
 from lcx.parallel.seqpar import Shards
@@ -22,7 +22,7 @@ def totals(values: Int[Array, "B T"], first: Int[Array, "B T"]) -> Int[Array, "B
     return jnp.zeros_like(values).at[rows, first].add(values)[rows, first]
 
 
-def own_piece(whole: Int[Array, "B T"], shards: Shards | None) -> Int[Array, "B t"]:
+def own_piece(whole: Shaped[Array, "B T"], shards: Shards | None) -> Shaped[Array, "B t"]:
     """This shard's piece of rows that every shard has whole."""
     local = whole.shape[1] // (1 if shards is None else shards.count)
     return lax.dynamic_slice_in_dim(whole, seqpar.index(shards) * local, local, axis=1)
