@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from lcx.block import Block
 from lcx.experiment import Experiment, Train
 from lcx.layers import SwiGLU
+from lcx.layers.noise import noisy
 from lcx.logits import over_logits
 from lcx.losses import LOSSES, Contrastive, CrossEntropy, Unlikelihood
 from lcx.losses.unlikelihood import log_one_minus_p
@@ -25,7 +26,7 @@ from lcx.model import LM
 from lcx.parallel.mesh import BATCH, Mesh, make_mesh, shardings
 from lcx.spec import describe
 from lcx.training.loop import fresh_state, jit_step, make_validation
-from lcx.types import Batch, Policy
+from lcx.types import Batch, Context, Policy
 
 VOCAB, WIDTH, LENGTH = 9, 6, 16
 BLOCK = Block(LinearAttention(heads=2), SwiGLU(hidden=8))
@@ -293,6 +294,35 @@ def test_contrast_takes_memory_linear_in_the_length():
     assert long < 32768 * 32768 / 64  # bytes: a bit of every eighth pair
 
 
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_noise_on_embeddings_does_not_depend_on_how_a_batch_is_cut(cut, whole):
+    model = replace(MODEL, embed_noise=5.0)
+    if "noise" not in whole:
+        whole["noise"] = step(CrossEntropy(), model)
+    same_step(step(CrossEntropy(), model, **cut), whole["noise"])
+    if "plain" not in whole:
+        whole["plain"] = step(CrossEntropy())
+    assert abs(whole["noise"][1]["loss"] - whole["plain"][1]["loss"]) > 1e-4
+
+
+def test_noise_is_uniform_and_smaller_in_longer_documents():
+    segments = jnp.repeat(jnp.array([1, 2, 3]), jnp.array([16, 40, 200]))[None]
+    keys = jax.random.split(jax.random.key(0), segments.shape)
+    ctx = Context(jnp.zeros_like(segments), segments, keys=keys)
+    x = jnp.ones((*segments.shape, 64))
+    noise = np.asarray(jax.jit(partial(noisy, alpha=5.0, ctx=ctx))(x) - x)
+    for number, length in ((1, 16), (2, 40), (3, 200)):
+        each, bound = noise[np.asarray(segments) == number], 5 / np.sqrt(length * 64)
+        assert 0.99 * bound < abs(each).max() <= bound + 1e-6
+        # of at least 1,024 numbers: a standard deviation of 0.018 of the mean, 0.014 of the other
+        assert abs(each.mean()) < 0.07 * bound
+        assert abs(each.std() / bound - 1 / np.sqrt(3)) < 0.06
+    alone = noisy(x, 5.0, ctx._replace(segments=None))
+    assert abs(np.asarray(alone - x)).max() <= 5 / np.sqrt(256 * 64) + 1e-6
+    assert noisy(x, 5.0, ctx._replace(keys=None)) is x
+    assert noisy(x, None, ctx) is x
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -302,8 +332,9 @@ def test_contrast_takes_memory_linear_in_the_length():
         (lambda: Unlikelihood(alpha=-0.1), r"alpha cannot be negative, not -0.1"),
         (lambda: Contrastive(margin=0), r"margin must be in \(0, 2\], not 0"),
         (lambda: Contrastive(weight=-2), "weight cannot be negative, not -2"),
+        (lambda: LM(embed_noise=0.0), "embed_noise must be positive, not 0.0"),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_settings_that_mean_nothing_are_refused(make, said):
     with pytest.raises(ValueError, match=said):
