@@ -113,6 +113,9 @@ from lcx.losses import (
     CrossEntropy as CrossEntropy,
 )
 from lcx.losses import (
+    SequenceUnlikelihood as SequenceUnlikelihood,
+)
+from lcx.losses import (
     Unlikelihood as Unlikelihood,
 )
 from lcx.mixers import (

@@ -15,18 +15,27 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from lcx.block import Block
-from lcx.experiment import Experiment, Train
+from lcx.experiment import Experiment, Train, validate
 from lcx.layers import SwiGLU
 from lcx.layers.noise import noisy
 from lcx.logits import over_logits
-from lcx.losses import LOSSES, Contrastive, CrossEntropy, Unlikelihood
+from lcx.losses import (
+    LOSSES,
+    Contrastive,
+    CrossEntropy,
+    OfWritten,
+    SequenceUnlikelihood,
+    Unlikelihood,
+)
+from lcx.losses.sequence_unlikelihood import repeats
 from lcx.losses.unlikelihood import log_one_minus_p
 from lcx.mixers import LinearAttention
 from lcx.model import LM
 from lcx.parallel.mesh import BATCH, Mesh, make_mesh, shardings
 from lcx.spec import describe
-from lcx.training.loop import fresh_state, jit_step, make_validation
+from lcx.training.loop import fresh_state, jit_step, make_step, make_validation
 from lcx.types import Batch, Context, Policy
+from tests.tiny import tiny
 
 VOCAB, WIDTH, LENGTH = 9, 6, 16
 BLOCK = Block(LinearAttention(heads=2), SwiGLU(hidden=8))
@@ -200,6 +209,12 @@ def step(loss, model: LM = MODEL, mesh: Mesh | None = None, accumulate: int = 1)
         return jax.device_get(jit_step(experiment, optimizer, where, devices)(state, batch))
 
 
+EXAMPLES = {
+    SequenceUnlikelihood: SequenceUnlikelihood(rate=1.0, prefix=8, new=8, per_row=2, n=2),
+}
+"""Losses whose defaults are for longer rows."""
+ENTRIES = [EXAMPLES.get(cls) or cls() for cls in LOSSES.values()]
+
 CUTS = [
     {"accumulate": 2, "mesh": Mesh(data=2, seq=2)},
     pytest.param({"accumulate": 4}, marks=pytest.mark.rest),
@@ -225,14 +240,17 @@ def whole():
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
-@pytest.mark.parametrize("loss", [cls() for cls in LOSSES.values()], ids=describe)
+@pytest.mark.parametrize("loss", ENTRIES, ids=describe)
 def test_a_loss_does_not_depend_on_how_a_batch_is_cut(loss, cut, whole):
+    if isinstance(loss, OfWritten):  # no text is written on a sequence that is cut
+        mesh = cut.get("mesh", Mesh())
+        cut = cut | {"mesh": replace(mesh, seq=1, data=mesh.data * mesh.seq)}
     if loss not in whole:
         whole[loss] = step(loss)
     same_step(step(loss, **cut), whole[loss])
 
 
-@pytest.mark.parametrize("loss", [cls() for cls in LOSSES.values()], ids=describe)
+@pytest.mark.parametrize("loss", ENTRIES, ids=describe)
 def test_validation_shows_nats_per_token(loss):
     """Whatever is minimised, so that variants of one file compare."""
     stacked = jax.tree.map(lambda a: a[None], packed())
@@ -265,6 +283,99 @@ def test_unlikelihood_is_exact_and_finite_for_any_p(gap):
     np.testing.assert_allclose(value, expected, rtol=2e-6, atol=1e-37)
     np.testing.assert_allclose(by_logits, p - share, rtol=0, atol=2e-7)
     assert abs(np.asarray(by_logits)).max() <= 1
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_repeats_are_all_tokens_of_ngrams_that_stood_before(n):
+    draw = np.random.default_rng(0)
+    texts = draw.integers(0, 3, (20, 13)).astype(np.int32)
+    texts[0], texts[1] = 1, [*(0, 1, 2, 0, 1, 2, 0, 1, 2), *(2, 2, 0, 1)]
+    expected = np.zeros(texts.shape, bool)
+    for text, marks in zip(texts, expected, strict=True):
+        seen = set()
+        for i in range(len(text) - n + 1):
+            gram = tuple(text[i : i + n])
+            marks[i : i + n] |= gram in seen
+            seen.add(gram)
+    np.testing.assert_array_equal(repeats(jnp.asarray(texts), n), expected)
+
+
+def test_sequence_unlikelihood_is_that_of_what_the_model_repeats():
+    """Written by reading the whole text for every token; the equation in its plain form."""
+    loss, batch = EXAMPLES[SequenceUnlikelihood], packed(4)
+    params = jax.jit(MODEL.init)(jax.random.key(0))
+    read = jax.jit(MODEL)
+    texts, rows = [], []
+    for row in range(4):
+        for begin in (0, 8):
+            piece = slice(begin, begin + loss.prefix)
+            segments = np.asarray(batch.segments[row, piece])
+            text = np.asarray(batch.tokens[row, piece])[segments == segments[-1]]
+            if segments[-1]:
+                for _ in range(loss.new):
+                    at = len(text) - 1
+                    whole = jnp.zeros((1, LENGTH), jnp.int32).at[0, : len(text)].set(text)
+                    text = np.append(text, read(params, Batch(whole)).x[0, at].argmax())
+                texts.append(text)
+                rows.append(row)
+    assert len(texts) == 6  # two rows end in padding
+    marks = [np.asarray(repeats(jnp.asarray(t[None, -loss.new :]), loss.n))[0] for t in texts]
+    assert sum(m.sum() for m in marks) > 5
+
+    def plain(params):
+        total = 0.0
+        for text, row, repeated in zip(texts, rows, marks, strict=True):
+            whole = jnp.zeros((1, LENGTH), jnp.int32).at[0, : len(text)].set(text)
+            p = jax.nn.softmax(MODEL(params, Batch(whole)).x[0])
+            at = np.arange(len(text) - loss.new, len(text))[repeated]
+            mean = -jnp.log(1 - p[at - 1, text[at]]).sum() / (loss.new * rows.count(row))
+            total += batch.scored[row].sum() * mean
+        return total
+
+    def ours(params):
+        return loss.of_written(MODEL, params, batch)
+
+    value, gradient = jax.jit(jax.value_and_grad(ours))(params)
+    expected, expected_gradient = jax.jit(jax.value_and_grad(plain))(params)
+    np.testing.assert_allclose(value, expected, rtol=RTOL)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=RTOL * max(np.abs(b).max(), 1e-3))
+
+
+@pytest.mark.slow
+def test_a_model_writes_in_a_share_of_the_steps():
+    norms = {}
+    for rate in (0.0, 0.5):
+        loss = replace(EXAMPLES[SequenceUnlikelihood], rate=rate, alpha=3.0)
+        settings = Train(length=LENGTH, batch=2, steps=20, loss=loss)
+        experiment = Experiment(model=MODEL, train=settings)
+        optimizer = settings.optimizer.transform(20)
+        state = jax.jit(lambda e=experiment, o=optimizer: fresh_state(e, o, jax.random.key(0)))()
+        take = jax.jit(make_step(experiment, optimizer))
+        there = [take(state._replace(step=jnp.int32(i)), packed())[1] for i in range(20)]
+        norms[rate] = np.array([metrics["grad_norm"] for metrics in there])
+        assert len({float(metrics["loss"]) for metrics in there}) == 1
+    assert len({*norms[0.0]}) == 1
+    writes = abs(norms[0.5] - norms[0.0]) > 1e-4
+    assert 4 <= writes.sum() <= 16
+    assert len({*norms[0.5][writes]}) == 1  # of the same parameters the same text
+
+
+@pytest.mark.parametrize(
+    ("loss", "mesh", "said"),
+    [
+        (SequenceUnlikelihood(prefix=10, new=7), Mesh(), "longer text than training's rows of 16"),
+        (SequenceUnlikelihood(prefix=6, new=7, per_row=3), Mesh(), "do not fit in a row of 16"),
+        (SequenceUnlikelihood(prefix=6, new=7), Mesh(seq=2), "cut along a sequence: mesh.seq=2"),
+    ],
+    ids=range(3),
+)
+def test_a_training_that_cannot_write_is_refused(loss, mesh, said, texts):
+    experiment = tiny(f"{texts}/*.txt")
+    settings = replace(experiment.train, length=LENGTH, loss=loss)
+    experiment = replace(experiment, train=settings, mesh=mesh)
+    with pytest.raises(ValueError, match=f"softmax: train.loss: .*{said}"):
+        validate("softmax", experiment, {}, experiment.data.load())
 
 
 def contrast_alone(x, margin: float, **given):
@@ -333,8 +444,13 @@ def test_noise_is_uniform_and_smaller_in_longer_documents():
         (lambda: Contrastive(margin=0), r"margin must be in \(0, 2\], not 0"),
         (lambda: Contrastive(weight=-2), "weight cannot be negative, not -2"),
         (lambda: LM(embed_noise=0.0), "embed_noise must be positive, not 0.0"),
+        (lambda: SequenceUnlikelihood(rate=1.5), r"rate must be in \[0, 1\], not 1.5"),
+        (lambda: SequenceUnlikelihood(alpha=-1), "alpha cannot be negative, not -1"),
+        (lambda: SequenceUnlikelihood(prefix=0), "prefix must be at least 1, not 0"),
+        (lambda: SequenceUnlikelihood(new=4), "of 4 new tokens no n-gram of 4 can repeat"),
+        (lambda: SequenceUnlikelihood(SequenceUnlikelihood()), "beside is one itself"),
     ],
-    ids=range(7),
+    ids=range(12),
 )
 def test_settings_that_mean_nothing_are_refused(make, said):
     with pytest.raises(ValueError, match=said):

@@ -2,9 +2,21 @@
 
 from lcx.losses.contrastive import Contrastive
 from lcx.losses.cross_entropy import CrossEntropy
-from lcx.losses.protocol import Loss, LossSums
+from lcx.losses.protocol import Loss, LossSums, OfWritten
+from lcx.losses.sequence_unlikelihood import SequenceUnlikelihood
 from lcx.losses.unlikelihood import Unlikelihood
 
-LOSSES: dict[str, type] = {c.__name__: c for c in (CrossEntropy, Unlikelihood, Contrastive)}
+LOSSES: dict[str, type] = {
+    c.__name__: c for c in (CrossEntropy, Unlikelihood, SequenceUnlikelihood, Contrastive)
+}
 
-__all__ = ["LOSSES", "Contrastive", "CrossEntropy", "Loss", "LossSums", "Unlikelihood"]
+__all__ = [
+    "LOSSES",
+    "Contrastive",
+    "CrossEntropy",
+    "Loss",
+    "LossSums",
+    "OfWritten",
+    "SequenceUnlikelihood",
+    "Unlikelihood",
+]
