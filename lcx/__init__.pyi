@@ -95,6 +95,9 @@ from lcx.layers import (
     RMSNorm as RMSNorm,
 )
 from lcx.layers import (
+    RWKV6ChannelMix as RWKV6ChannelMix,
+)
+from lcx.layers import (
     RWKV7ChannelMix as RWKV7ChannelMix,
 )
 from lcx.layers import (

@@ -156,7 +156,7 @@ def export_command(
     folder: Positional[Annotated[Path, arg(help="a run, runs/quickstart/softmax for one")]],
     to: Annotated[Path, arg(help="a folder that is not there yet, or is empty")],
 ) -> None:
-    """Write a trained variant as Hugging Face has models, for transformers and others to read."""
+    """Write a trained variant as models are published: for transformers, or as RWKV's are."""
     from lcx.command.exporting import export
 
     export(folder, to)
@@ -201,7 +201,7 @@ def positions_command(
 
 
 def plan_command(
-    file: Positional[File],
+    file: Positional[FileOrFolder],
     devices: Annotated[int, arg(help="how many devices there would be")],
     only: Only = None,
     assignments: Set = (),

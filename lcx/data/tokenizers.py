@@ -107,8 +107,10 @@ class TokenizerFile:
     def load(self, train: Documents) -> Tokenizer:
         path = Path(self.path).expanduser()
         if not path.is_file():
-            here = "is a folder; its tokenizer.json is needed" if path.is_dir() else "no such file"
-            raise FileNotFoundError(f"{self}: {here}")
+            here = (
+                "is a folder; its tokenizer.json" if path.is_dir() else "no such file; a JSON file"
+            )
+            raise FileNotFoundError(f"{self}: {here} of the tokenizers library is needed")
         try:
             json = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
