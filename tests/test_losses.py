@@ -190,7 +190,8 @@ def test_a_loss_is_its_equation(loss, equation, policy, monkeypatch):
         )
 
 
-RTOL = 4e-6
+RTOL = 1e-6
+"""Measured: 1.2e-7 of values, 2.0e-7 of the largest of each gradient."""
 
 
 def step(loss, model: LM = MODEL, mesh: Mesh | None = None, accumulate: int = 1):
@@ -337,9 +338,9 @@ def test_sequence_unlikelihood_is_that_of_what_the_model_repeats():
 
     value, gradient = jax.jit(jax.value_and_grad(ours))(params)
     expected, expected_gradient = jax.jit(jax.value_and_grad(plain))(params)
-    np.testing.assert_allclose(value, expected, rtol=RTOL)
+    np.testing.assert_allclose(value, expected, rtol=4e-6)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=RTOL * max(np.abs(b).max(), 1e-3))
+        np.testing.assert_allclose(a, b, rtol=0, atol=4e-6 * max(np.abs(b).max(), 1e-3))
 
 
 @pytest.mark.slow
