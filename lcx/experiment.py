@@ -8,7 +8,7 @@ import jax
 
 from lcx import spec
 from lcx.block import BLOCKS
-from lcx.data import SOURCES, TASKS, TOKENIZERS, Data, Task, Texts
+from lcx.data import SOURCES, TASKS, TEMPLATES, TOKENIZERS, Data, Task, Texts
 from lcx.decoding import DECODINGS, PENALTIES, SEARCHES
 from lcx.dense import nearest_divisors
 from lcx.huggingface import Pretrained
@@ -153,6 +153,7 @@ TABLES: dict[str, dict[str, type]] = {
     "losses": LOSSES,
     "tasks": TASKS,
     "sources": SOURCES,
+    "chat templates": TEMPLATES,
     "tokenizers": TOKENIZERS,
     "evaluation protocols": PROTOCOLS,
     "decodings": DECODINGS,

@@ -187,6 +187,18 @@ def list_command(
         print_listing(folder)
 
 
+def data_command(
+    file: Positional[File],
+    show: Annotated[int, arg(help="documents, or pieces of long ones, that are shown")] = 3,
+    only: Only = None,
+    assignments: Set = (),
+) -> None:
+    """Show what a variant is trained on, as the model reads it, and what of it is scored."""
+    from lcx.command import showing
+
+    showing.show(file, show, only, assignments)
+
+
 def positions_command(
     position: Positional[Annotated[str, arg(metavar="SPEC", help=POSITION_HELP)]],
     train_len: Annotated[int, arg(help="tokens of the texts that the model was trained on")],
@@ -223,6 +235,7 @@ COMMANDS = {
     "export": export_command,
     "check": check_command,
     "list": list_command,
+    "data": data_command,
     "positions": positions_command,
     "plan": plan_command,
 }

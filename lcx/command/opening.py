@@ -71,6 +71,9 @@ def open_session(asked: Asked) -> Iterator[Session]:
         corpus = session.corpora[experiment.data]
         experiments[name] = with_vocabulary(experiment, corpus)
         validate(name, experiments[name], experiments, corpus)
+    notes = (note for corpus in session.corpora.values() for note in corpus.notes)
+    for note in dict.fromkeys(notes):  # other data may come from the same source
+        console.print(note, style="yellow", soft_wrap=True)
     check_together({n: (experiments[n], session.corpus(n)) for n in chosen})
     session.check_folders()
     check_own({name: experiments[name] for name in session.order}, console)
