@@ -2,12 +2,12 @@
 
 A base reads the Python standard library. It is then fine-tuned on conversations about that library
 (`docstrings.py`: three questions about functions of one module, answered by their docstrings), on
-the answers alone, in ChatML. Beside it: the base as it is, asked the same; and the same fine-tune of
-a model that has read nothing. All predict the same stretches of answers about modules that the
+the answers alone, in ChatML. Beside it: the base as it is, asked the same; and the same fine-tune
+of a model that has read nothing. All predict the same stretches of answers about modules that the
 fine-tune has not seen. The base has read most modules, their docstrings among them, so that what it
 gains is in part memory.
 
-    lcx compare experiments/chat.py
+    lcx compare experiments/chat.py --only asked,tuned,from_nothing
     lcx generate runs/chat/tuned --chat
 
 The conversations are written into lcx's cache, once for each Python.

@@ -68,9 +68,9 @@ class BPE:
     """Byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2), trained on the train split.
 
     `vocab` counts the 256 bytes, BOS, special tokens and the merges. A text too small for that many
-    merges gives a smaller vocabulary. Of a word longer than `WORD` bytes, as text without spaces has them,
-    merges are learned in parts of that length; they apply anywhere. Trained once per corpus and
-    size, and kept in the cache. A long training shows its progress.
+    merges gives a smaller vocabulary. Of a word longer than `WORD` bytes, as text without spaces
+    has them, merges are learned in parts of that length; they apply anywhere. Trained once per
+    corpus and size, and kept in the cache. A long training shows its progress.
     """
 
     vocab: int = 2048
