@@ -9,10 +9,12 @@ import jax
 import numpy as np
 
 from lcx.block import Block
+from lcx.cache import Digest
 from lcx.huggingface.config import Config
 from lcx.huggingface.families import FAMILIES
 from lcx.huggingface.family import Family
 from lcx.huggingface.folder import CONFIG, Folder
+from lcx.huggingface.peft import PeftFolder
 from lcx.huggingface.tensors import read_parameters, tensors
 from lcx.model import LM
 from lcx.parallel.mesh import Mesh, make_mesh, shardings
@@ -40,6 +42,9 @@ class Pretrained:
     """
 
     folder: FilePath
+    adapter: FilePath | None = None
+    """A folder with a LoRA that peft has saved (`adapter_config.json`), which is merged into the
+    weights as they are read: in fp32, rounded once to the model's dtype."""
 
     def model(self, position: PositionScheme | None = None) -> LM:
         """The architecture that the config tells, under its own positions or the ones given.
@@ -94,7 +99,8 @@ class Pretrained:
 
         Raises as `check` does where a file is missing or is no safetensors.
         """
-        return self._files.fingerprint()
+        files = self._files.fingerprint()
+        return files if self._adapter is None else str(Digest(files, self._adapter.fingerprint()))
 
     def check(self, model: LM) -> None:
         """Raise ValueError where the weights do not fit a model; reads their headers alone."""
@@ -115,6 +121,8 @@ class Pretrained:
             unread.discard(name)
         if unread:
             raise ValueError(f"{self}: {', '.join(sorted(unread)[:3])} have no place in the model")
+        if self._adapter is not None:
+            self._adapter.check(model, expected, self.family.heads)
 
     def load(self, model: LM, cut: Mesh | None = None) -> Params:
         """The parameters, in the model's dtype.
@@ -129,7 +137,9 @@ class Pretrained:
             placed = shardings(abstract, make_mesh(cut))
 
         def read(name: str, index: Any = None) -> np.ndarray:
-            return self._files.read(self._named(name), index)
+            tensor = self._files.read(self._named(name), index)
+            own = self._adapter
+            return tensor if own is None else own.applied(name, tensor, index)
 
         return read_parameters(self.family, model, read, placed)
 
@@ -153,6 +163,12 @@ class Pretrained:
                 f"{', '.join(known)}"
             )
         return known[kind]
+
+    @cached_property
+    def _adapter(self) -> PeftFolder | None:
+        if self.adapter is None:
+            return None
+        return PeftFolder(resolved(self.adapter), str(self))
 
     @cached_property
     def _files(self) -> Folder:
