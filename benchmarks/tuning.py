@@ -6,9 +6,11 @@ bytes: of what the optimizer keeps, of what a checkpoint holds, of temporaries; 
 products of matrices the compiled step has.
 
     python -m benchmarks.tuning
+    python -m benchmarks.tuning "LoRA(8), attention" HeadTuning
 """
 
 import re
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -16,7 +18,7 @@ import jax
 import numpy as np
 
 from benchmarks.turns import fastest
-from lcx.adapters import BiasTuning, HeadTuning, LoRA, Tuning
+from lcx.adapters import Adapter, BiasTuning, HeadTuning, LoRA, Tuning
 from lcx.block import Block
 from lcx.command.start import huge_pages
 from lcx.experiment import Experiment
@@ -29,11 +31,13 @@ from lcx.types import Batch, tree_bytes
 
 WIDTH, HIDDEN, HEADS, LAYERS, VOCAB, LENGTH, BATCH = 256, 704, 4, 4, 257, 512, 8
 ATTENTION = ("q", "k", "v", "out")
+ROUNDS = 6
 WAYS: dict[str, Tuning | None] = {
     "all": None,
     "LoRA(8), attention": LoRA(8, of=ATTENTION),
     "LoRA(8), all projections": LoRA(8, of=("mixer", "channel")),
     "LongLoRA(8)": LoRA(8, of=ATTENTION, norms=True, embeddings=True),
+    "Adapter(64)": Adapter(),
     "BiasTuning": BiasTuning(),
     "HeadTuning": HeadTuning(),
 }
@@ -64,13 +68,15 @@ class Way:
         return len(re.findall(r"= \S+ dot\(|__onednn\$matmul|__yn", self.compiled.as_text()))
 
 
-def main() -> None:
-    huge_pages()
+def main(*names: str) -> None:
+    asked = {
+        name: tune for name, tune in WAYS.items() if name == "all" or name in names or not names
+    }
     text = np.random.default_rng(0).integers(0, 256, (BATCH, LENGTH + 1)).astype(np.int32)
     place = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (BATCH, LENGTH))
     batch = Batch(text[:, :-1], place, np.ones_like(place), targets=text[:, 1:])
-    ways = {name: Way(tune, batch) for name, tune in WAYS.items()}
-    seconds = fastest(*(way.step for way in ways.values()))
+    ways = {name: Way(tune, batch) for name, tune in asked.items()}
+    seconds = fastest(*(way.step for way in ways.values()), rounds=ROUNDS, each=1)
     times = dict(zip(ways, seconds, strict=True))
     print("| trained | numbers | ms | of all | moments | checkpoint | temporaries | products |")
     print("|---|---|---|---|---|---|---|---|")
@@ -85,4 +91,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    huge_pages()
+    main(*sys.argv[1:])

@@ -1,6 +1,9 @@
 """The names of `import lcx`, and where each comes from."""
 
 from lcx.adapters import (
+    Adapter as Adapter,
+)
+from lcx.adapters import (
     BiasTuning as BiasTuning,
 )
 from lcx.adapters import (

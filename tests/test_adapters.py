@@ -12,9 +12,10 @@ import pytest
 from flax import nnx
 from rich.console import Console
 
-from lcx.adapters import BiasTuning, HeadTuning, LoRA
+from lcx.adapters import Adapter, BiasTuning, HeadTuning, LoRA
+from lcx.adapters.bottleneck import PARTS
 from lcx.adapters.lora import merged_kernel
-from lcx.adapters.split import begin, by_path, frozen, merged, tuned
+from lcx.adapters.split import begin, by_path, check_merges, frozen, merged, tuned
 from lcx.block import Block
 from lcx.experiment import Experiment, Train, validate
 from lcx.layers import MLP, LayerNorm, RWKV7ChannelMix, RWKVChannelMix, SwiGLU
@@ -51,7 +52,7 @@ BLOCKS = {
 }
 """Softmax attention, and a recurrence of each algebra."""
 LONG = LoRA(2, of=("mixer", "channel"), norms=True, embeddings=True)
-METHODS = (HeadTuning(), BiasTuning(), LONG)
+METHODS = (HeadTuning(), BiasTuning(), LONG, Adapter(4))
 EVERY_DAY = (*(("softmax", tune) for tune in METHODS), ("delta", LONG), ("rwkv7", LONG))
 
 
@@ -156,8 +157,13 @@ def test_merged_and_in_pieces_it_is_what_it_is_whole(name, tune):
     call = jax.jit(model)
     expected = call(whole, batch).x
     size = float(jnp.abs(expected).max())
-    plain = call(merged(tune, model, state.params, rest), batch).x
-    np.testing.assert_allclose(plain, expected, rtol=0, atol=2e-5 * size)
+    try:
+        check_merges(tune, model)
+    except ValueError:
+        assert isinstance(tune, Adapter)
+    else:
+        plain = call(merged(tune, model, state.params, rest), batch).x
+        np.testing.assert_allclose(plain, expected, rtol=0, atol=2e-5 * size)
     memory, found = model.init_state(4, 24), []
     for at in (slice(0, 7), slice(7, 24)):
         piece = Batch(batch.tokens[:, at], batch.positions[:, at], batch.segments[:, at])
@@ -244,6 +250,30 @@ def test_an_adapter_for_another_base_is_refused(tuning, tmp_path):
     base_run.folder.rename(tmp_path / "moved")
     with pytest.raises(AnotherBaseError, match=r"whose run has to lie beside it"):
         restore_plain(few, run)
+
+
+def test_nothing_begins_from_what_cannot_be_merged(tuning):
+    _, few, _, _ = tuning
+    parent = replace(few, tune=Adapter())
+    with pytest.raises(ValueError, match=r"init_from='few': Adapter: no plain model"):
+        validate("more", replace(few, init_from="few"), {"few": parent}, few.data.load())
+
+
+def test_a_bottleneck_is_the_equation_of_the_paper():
+    """y + W_up act(W_down y + b) + c, in float64."""
+    tune, model = Adapter(3, "relu"), LM(vocab=40, width=8, pattern=(Block(),), repeats=1)
+    keys = iter(jax.random.split(jax.random.key(0), 9))
+    added = tune.init(model, nnx.Rngs(0))
+    added = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape), added)
+    own = tune.place(jax.jit(model.init)(jax.random.key(1)), added).blocks[0]["channel_adapter"]
+    y = jax.random.normal(next(keys), (2, 5, 8))
+    got = jax.tree.map(lambda a: a[0], own)(y)
+    down, b, up, c = (
+        np.asarray(added[f"blocks.0.channel_adapter.{part}"][...], np.float64)[0] for part in PARTS
+    )
+    wide = np.asarray(y, np.float64)
+    expected = wide + np.maximum(wide @ down + b, 0) @ up + c
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lcx.adapters.finding import found_in, norm_parameters
 from lcx.adapters.split import path_of
 from lcx.dense import Axes, uniform, zeros
-from lcx.model import LM
+from lcx.model import LM, parameters
 from lcx.parallel.mesh import is_variable
 from lcx.types import Leaves, Params
 
@@ -60,16 +61,11 @@ class LoRA:
         return alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
 
     def trained(self, model: LM) -> frozenset[str]:
-        tree = jax.eval_shape(model.init, jax.random.key(0))
-        found: set[str] = set()
-        if self.norms:
-            for path, norm in found_in(tree, nnx.RMSNorm | nnx.LayerNorm).items():
-                named = ("scale", "bias")
-                found |= {f"{path}.{n}" for n in named if getattr(norm, n, None) is not None}
+        found = norm_parameters(model) if self.norms else frozenset()
         if self.embeddings:
-            found.add("embed.embedding")
-            found |= {f"positions.{name}" for name in (tree.positions if model.positions else ())}
-        return frozenset(found)
+            tables = (path for path in parameters(model) if path.startswith("positions."))
+            found |= {"embed.embedding", *tables}
+        return found
 
     def init(self, model: LM, rngs: nnx.Rngs) -> Leaves:
         tree = jax.eval_shape(model.init, jax.random.key(0))
@@ -158,10 +154,3 @@ def merged_kernel(
     wide = (one.astype(jnp.float32) for one in (a, b))
     update = jnp.matmul(*wide, precision="highest")
     return (kernel.astype(jnp.float32) + scale * update).astype(kernel.dtype)
-
-
-def found_in(tree: Any, kind: Any, under: str = "") -> dict[str, Any]:
-    """The modules of a kind in a tree, by path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: isinstance(node, kind))
-    found = {path_of(path): node for path, node in leaves if isinstance(node, kind)}
-    return {f"{under}.{path}" if under else path: node for path, node in found.items()}
