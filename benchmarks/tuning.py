@@ -2,14 +2,12 @@
 
 The step of `lcx train`, fp32, all cores, a model of width 256 as in `benchmarks.train_step`: the
 ways take turns, so that a noisy machine disturbs all, and the fastest step of each counts. Then
-bytes: of what the optimizer keeps, of what a checkpoint holds, of temporaries; and how many
-products of matrices the compiled step has.
+bytes: of what the optimizer keeps, of what a checkpoint holds, of temporaries.
 
     python -m benchmarks.tuning
     python -m benchmarks.tuning "LoRA(8), attention" HeadTuning
 """
 
-import re
 import sys
 from dataclasses import replace
 from functools import partial
@@ -62,11 +60,6 @@ class Way:
         self.state, metrics = self.compiled(self.state, self.batch, self.frozen)
         return float(jax.block_until_ready(metrics["loss"]))
 
-    @property
-    def products(self) -> int:
-        """Dots, and calls of a library for them, in the compiled text."""
-        return len(re.findall(r"= \S+ dot\(|__onednn\$matmul|__yn", self.compiled.as_text()))
-
 
 def main(*names: str) -> None:
     asked = {
@@ -78,8 +71,8 @@ def main(*names: str) -> None:
     ways = {name: Way(tune, batch) for name, tune in asked.items()}
     seconds = fastest(*(way.step for way in ways.values()), rounds=ROUNDS, each=1)
     times = dict(zip(ways, seconds, strict=True))
-    print("| trained | numbers | ms | of all | moments | checkpoint | temporaries | products |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| trained | numbers | ms | of all | moments | checkpoint  | temporaries |")
+    print("|---|---|---|---|---|---|---|")
     for name, way in ways.items():
         numbers = sum(leaf.size for leaf in jax.tree.leaves(way.state.params))
         temporaries = way.compiled.memory_analysis().temp_size_in_bytes
@@ -87,7 +80,7 @@ def main(*names: str) -> None:
         sizes = (tree_bytes(way.state.optimizer), tree_bytes(way.state), temporaries)
         kept = " | ".join(f"{size / 2**20:.2f} MiB" for size in sizes)
         ms = 1e3 * times[name]
-        print(f"| {name} | {numbers:,} | {ms:.0f} | {share:.2f} | {kept} | {way.products} |")
+        print(f"| {name} | {numbers:,} | {ms:.0f} | {share:.2f} | {kept} |")
 
 
 if __name__ == "__main__":
