@@ -77,7 +77,10 @@ def texts() -> Source:
     if not (asked := os.environ.get("LONGCHAT_TEXTS")):
         return PythonCorpus()
     glob = str(Path(asked).absolute())  # from where the command is given
-    return Conversations(glob) if glob.endswith((".json", ".jsonl")) else TextFiles(glob)
+    if not glob.endswith((".json", ".jsonl")):
+        return TextFiles(glob)
+    # a fine-tune of what a model reads, not of how it answers: every token counts
+    return Conversations(glob, scored="everything", odd="keep")
 
 
 def small(source: Source) -> Start:

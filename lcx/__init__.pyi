@@ -37,10 +37,25 @@ from lcx.data import (
     Bytes as Bytes,
 )
 from lcx.data import (
+    ChatML as ChatML,
+)
+from lcx.data import (
     Conversations as Conversations,
 )
 from lcx.data import (
     Data as Data,
+)
+from lcx.data import (
+    Jinja as Jinja,
+)
+from lcx.data import (
+    Llama2Chat as Llama2Chat,
+)
+from lcx.data import (
+    Llama3Chat as Llama3Chat,
+)
+from lcx.data import (
+    Plain as Plain,
 )
 from lcx.data import (
     PythonCorpus as PythonCorpus,
@@ -50,6 +65,9 @@ from lcx.data import (
 )
 from lcx.data import (
     TokenizerFile as TokenizerFile,
+)
+from lcx.data import (
+    Vicuna as Vicuna,
 )
 from lcx.decoding import (
     FrequencyPenalty as FrequencyPenalty,
@@ -105,6 +123,9 @@ from lcx.layers import (
 )
 from lcx.layers import (
     RMSNorm as RMSNorm,
+)
+from lcx.layers import (
+    RWKV6ChannelMix as RWKV6ChannelMix,
 )
 from lcx.layers import (
     RWKV7ChannelMix as RWKV7ChannelMix,

@@ -12,7 +12,7 @@ from lcx.adapters import ADAPTERS, Tuning
 from lcx.adapters.split import check_merges
 from lcx.adapters.split import shapes as tuned_shapes
 from lcx.block import BLOCKS
-from lcx.data import SOURCES, TASKS, TOKENIZERS, Data, Task, Texts
+from lcx.data import SOURCES, TASKS, TEMPLATES, TOKENIZERS, Data, Task, Texts
 from lcx.decoding import DECODINGS, PENALTIES, SEARCHES
 from lcx.dense import nearest_divisors
 from lcx.huggingface import Pretrained
@@ -160,6 +160,7 @@ TABLES: dict[str, dict[str, type]] = {
     "fine-tuning with few parameters": ADAPTERS,
     "tasks": TASKS,
     "sources": SOURCES,
+    "chat templates": TEMPLATES,
     "tokenizers": TOKENIZERS,
     "evaluation protocols": PROTOCOLS,
     "decodings": DECODINGS,

@@ -6,13 +6,19 @@ Every operation of `lcx.ops` that has several forms takes `kernels` and asks `ch
     reference   the equation as it stands, token by token or all pairs at once; what others are
                 checked against
     xla         chunks, tiles or a parallel scan, in JAX's own operations
+    pallas      softmax attention in kernels for NVIDIA GPUs, wherever they take the case; all else
+                as by default. Has to be asked for, until its numbers were checked on a GPU
+                (decision 21)
 """
 
 from dataclasses import dataclass
 
 import jax
 
-FORMS = ("reference", "xla")
+FORMS = ("reference", "xla", "pallas")
+
+FUSED = ("attention",)
+"""The operations that have the form "pallas"."""
 
 FASTEST: dict[str, dict[str, str]] = {
     # reading and writing is all the work there is, and one pass does least of it
@@ -32,7 +38,7 @@ class Kernels:
     def __post_init__(self):
         if self.form not in (None, *FORMS):
             raise ValueError(
-                f"kernels {self.form!r}: there are {' and '.join(map(repr, FORMS))}, "
+                f"kernels {self.form!r}: there are {', '.join(map(repr, FORMS))}, "
                 "or None for the fastest on the platform"
             )
 
@@ -46,7 +52,7 @@ def chosen(operation: str, kernels: Kernels, tokens: int | None = None) -> str:
     tokens: T of a recurrence. Of one token the equation as it stands is the least work: what chunks
     and scans prepare would be for that token alone.
     """
-    if kernels.form is not None:
+    if kernels.form is not None and (kernels.form != "pallas" or operation in FUSED):
         return kernels.form
     if tokens == 1:
         return "reference"

@@ -19,6 +19,7 @@ from lcx.model import LM
 from lcx.parallel.mesh import BATCH, Mesh, make_mesh, place
 from lcx.parallel.mesh import ROWS as ROWS_OF_MESH
 from lcx.parallel.seqpar import REPLICATED, SHARDED, sharded
+from lcx.parallel.xla import known_options
 from lcx.types import Batch, Params, State, tree_bytes
 
 PIECE = 512
@@ -27,6 +28,9 @@ ROWS = 8
 """At most this many texts of PIECE tokens side by side; as many more as they are shorter."""
 STATE_BYTES = 2**28
 """Fewer texts at a time where their states would take more than this (256 MB)."""
+
+SPARING = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+"""CPUs, too, cut a layer's weights out of the stack when it is its turn, not all at once."""
 
 
 class Streamer:
@@ -55,6 +59,7 @@ class Streamer:
             sharded(advance, shards, (REPLICATED, SHARDED, REPLICATED), (SHARDED, REPLICATED)),
             donate_argnums=2,
             out_shardings=(self.tokens, self._rows),
+            compiler_options=known_options(SPARING),
         )
 
     def piece(self, tokens: int) -> int:

@@ -1,10 +1,14 @@
 """The few words that every room shares.
 
-Axis letters, used in every shape of the project:
+Axis letters, which mean the same in every shape of the project; others are words:
 
     B batch        T query time    S key time      D model width
-    H heads        G KV heads      K key width     V value width
-    C chunk        N chunks        W window        L layers       F feed-forward width
+    H heads        G KV heads      R query heads of a KV head, H / G
+    K key width    V value width   P rotary pairs  F feed-forward width
+    C chunk        N chunks        W window        L layers
+
+A small letter is a piece of what its capital is (t of T), or any number (n). In tiles, Q are the
+queries of one and X the width of what is cut.
 """
 
 from collections.abc import Iterator
@@ -58,7 +62,7 @@ class Policy:
 
     params: Literal["float32", "bfloat16"] = "float32"
     compute: Literal["float32", "bfloat16"] = "float32"
-    kernels: Literal["reference", "xla"] | None = None
+    kernels: Literal["reference", "xla", "pallas"] | None = None
     """Which form of each operation runs (`lcx.kernels`); None: the fastest on the platform."""
     products: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
     """How exact products of fp32 matrices are at least, where the hardware has faster ones that

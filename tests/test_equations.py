@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lcx.layers import RWKV6ChannelMix, RWKV7ChannelMix
 from lcx.mixers import GLA, RWKV5, RWKV6, RWKV7, DeltaNet, LinearAttention, RetNet
+from lcx.mixers.rwkv7 import FirstValues
 from lcx.positions import NoPE
 from lcx.types import Context, Dims
 
@@ -165,13 +167,25 @@ def rwkv6(p, x):
     difference = before(x) - x
     low = np.tanh((x + difference * p["mix_x"]) @ p["mix_in"]).reshape(T, 5, -1)
     more = np.einsum("tmr,mrd->mtd", low, p["mix_out"])
-    xw, xk, xv, xr, xg = (x + difference * (p["mix"][i] + more[i]) for i in range(5))
+    xw, xk, xv, xr, xg = (x + difference * (p[f"mix_{n}"] + more[i]) for i, n in enumerate("wkvrg"))
     w = np.exp(-np.exp(p["decay"] + np.tanh(xw @ p["decay_in"]) @ p["decay_out"]))
     r, k, v = xr @ p["receptance"], xk @ p["key"], xv @ p["value"]
     return rwkv(p, r, k, v, xg @ p["gate"], w)
 
 
-# arXiv:2503.14456, equations 4 to 22, of the first layer
+class LaterRWKV7(RWKV7):
+    """A layer after the first, whose values are one more parameter."""
+
+    def init(self, dims, rngs):
+        values = nnx.Param(jax.random.normal(jax.random.key(0), (T, D)))
+        return nnx.Dict(values=values, **super().init(dims, rngs))
+
+    def __call__(self, params, x, ctx, state=None):
+        first = FirstValues(params["values"][...][None], jnp.ones((), bool))
+        return self.share(params, x, ctx, state, first)[0]
+
+
+# arXiv:2503.14456, equations 4 to 22
 def rwkv7(p, x):
     difference = before(x) - x
     xr, xw, xk, xv, xa, xg = (x + difference * p[f"mix_{n}"] for n in "rwkvag")
@@ -179,10 +193,13 @@ def rwkv7(p, x):
     w = np.exp(
         -np.exp(-0.5) * sigmoid(p["decay"] + np.tanh(xw @ p["decay_low.down"]) @ p["decay_low.up"])
     )
+    if "values" in p:
+        share = sigmoid(p["first"] + xv @ p["first_low.down"] @ p["first_low.up"])
+        v = v + (p["values"] - v) * share
     a = sigmoid(p["rate"] + xa @ p["rate_low.down"] @ p["rate_low.up"])
     g = sigmoid(xg @ p["gate_low.down"]) @ p["gate_low.up"]
     kappa = heads(k * p["removal"])
-    kappa = kappa / np.sqrt((kappa**2).sum(-1, keepdims=True) + 1e-6)
+    kappa = kappa / np.sqrt((kappa**2).sum(-1, keepdims=True))
     k = k * (1 + (a - 1) * p["replaced"])
 
     def step(S, r, w, k, v, kappa, a):
@@ -196,6 +213,19 @@ def rwkv7(p, x):
     return ((o * p["scale"] + p["bias"] + flat(own)) * g) @ p["out"]
 
 
+# arXiv:2404.05892, section 4: the channel mix
+def rwkv6_channel(p, x):
+    difference = before(x) - x
+    k, r = (x + difference * p[f"mix_{n}"] for n in "kr")
+    return sigmoid(r @ p["receptance"]) * (np.maximum(k @ p["key"], 0) ** 2 @ p["value"])
+
+
+# arXiv:2503.14456, equations 24 to 25
+def rwkv7_channel(p, x):
+    k = (x + (before(x) - x) * p["mix"]) @ p["key"]
+    return np.maximum(k, 0) ** 2 @ p["value"]
+
+
 EQUATIONS = {
     GLA(H, rank=4): gla,
     RetNet(H, position=NoPE()): retnet,
@@ -207,6 +237,9 @@ EQUATIONS = {
     RWKV5(H): rwkv5,
     RWKV6(H, mix_rank=4, decay_rank=6): rwkv6,
     RWKV7(H): rwkv7,
+    LaterRWKV7(H, decay_rank=6, rate_rank=7, first_rank=5, gate_rank=9): rwkv7,
+    RWKV6ChannelMix(24): rwkv6_channel,
+    RWKV7ChannelMix(24): rwkv7_channel,
 }
 
 

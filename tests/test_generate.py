@@ -35,6 +35,7 @@ class Letters:
     pieces = (b"a", b"b", b"c", b"ab", b"bca", b"\n", b"")
     vocab_size, bos, fingerprint = 7, 6, "letters"
     byte_lengths = np.array([len(piece) for piece in pieces], np.int32)
+    special = {"<s>": bos}  # noqa: RUF012
 
     def encode(self, text: bytes) -> np.ndarray:
         return np.array([self.pieces.index(bytes([byte])) for byte in text], np.int32)

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from lcx.block import Block
-from lcx.layers import RWKV7ChannelMix
+from lcx.layers import RWKV6ChannelMix, RWKV7ChannelMix
 from lcx.mixers import GLA, RGLRU, RWKV5, RWKV6, RWKV7, GatedDeltaNet, Lightning, Mamba2
 from lcx.model import LM
 from lcx.types import Dims
@@ -61,8 +61,8 @@ def test_rwkv_5_and_6(sublayer, layer):
             assert_equal(p, f"mix_{name}", mix)
     else:
         first = {"w": mixes["k"], **mixes}
-        for i, name in enumerate("wkvrg"):
-            np.testing.assert_allclose(p["mix"][i], 1 - first[name], atol=1e-6)
+        for name in "wkvrg":
+            assert_equal(p, f"mix_{name}", 1 - first[name])
         assert_equal(p, "mix_x", 1 - mixes["k"])
         assert (p["mix_in"] == 0).all()
         assert (p["decay_in"] == 0).all()
@@ -72,6 +72,16 @@ def test_rwkv_5_and_6(sublayer, layer):
     for name, gain in {"receptance": 1, "key": 0.1, "value": 1, "gate": 0.1}.items():
         assert_orthogonal(p[name], gain)
     assert (p["out"] == 0).all()
+
+
+@pytest.mark.parametrize("layer", range(L))
+def test_rwkv_6_channel_mix(layer):
+    p = first_values(RWKV6ChannelMix(), layer)
+    for name in ("mix_k", "mix_r"):
+        assert_equal(p, name, 1 - (CHANNEL / D) ** ((1 - layer / L) ** 3))
+    assert p["key"].shape == (D, 7 * D // 2)
+    assert (p["receptance"] == 0).all()
+    assert (p["value"] == 0).all()
 
 
 @pytest.mark.parametrize("layer", range(L))

@@ -12,11 +12,18 @@ from lcx.types import Batch, Policy
 
 
 def test_the_fastest_form_depends_on_the_platform(monkeypatch):
-    assert chosen("delta_rule", Kernels()) == "xla"
+    assert chosen("delta_rule", Kernels()) == chosen("attention", Kernels()) == "xla"
     assert chosen("lru", Kernels()) == "reference"  # the tests run on a CPU
     assert chosen("lru", Kernels("xla")) == "xla"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert chosen("lru", Kernels()) == "xla"
+    assert chosen("attention", Kernels()) == "xla"
+
+
+def test_the_fused_form_is_of_attention_alone():
+    assert chosen("attention", Kernels("pallas")) == "pallas"
+    assert chosen("delta_rule", Kernels("pallas")) == "xla"
+    assert chosen("delta_rule", Kernels("pallas"), 1) == "reference"
 
 
 def test_a_single_token_needs_no_chunks():
@@ -25,8 +32,10 @@ def test_a_single_token_needs_no_chunks():
 
 
 def test_an_unknown_form_is_refused():
-    with pytest.raises(ValueError, match="kernels 'pallas': there are 'reference' and 'xla'"):
-        Kernels("pallas")
+    with pytest.raises(
+        ValueError, match="kernels 'triton': there are 'reference', 'xla', 'pallas', or"
+    ):
+        Kernels("triton")
 
 
 def test_a_model_s_policy_reaches_its_layers():

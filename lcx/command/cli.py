@@ -159,7 +159,7 @@ def export_command(
         bool, arg(help="of a run tuned by LoRA, what was trained alone, for peft to read")
     ] = False,
 ) -> None:
-    """Write a trained variant as Hugging Face has models, for transformers and others to read."""
+    """Write a trained variant as models are published: for transformers, or as RWKV's are."""
     from lcx.command.exporting import export, export_adapter
 
     (export_adapter if adapter else export)(folder, to)
@@ -190,6 +190,18 @@ def list_command(
         print_listing(folder)
 
 
+def data_command(
+    file: Positional[File],
+    show: Annotated[int, arg(help="documents, or pieces of long ones, that are shown")] = 3,
+    only: Only = None,
+    assignments: Set = (),
+) -> None:
+    """Show what a variant is trained on, as the model reads it, and what of it is scored."""
+    from lcx.command import showing
+
+    showing.show(file, show, only, assignments)
+
+
 def positions_command(
     position: Positional[Annotated[str, arg(metavar="SPEC", help=POSITION_HELP)]],
     train_len: Annotated[int, arg(help="tokens of the texts that the model was trained on")],
@@ -204,7 +216,7 @@ def positions_command(
 
 
 def plan_command(
-    file: Positional[File],
+    file: Positional[FileOrFolder],
     devices: Annotated[int, arg(help="how many devices there would be")],
     only: Only = None,
     assignments: Set = (),
@@ -226,6 +238,7 @@ COMMANDS = {
     "export": export_command,
     "check": check_command,
     "list": list_command,
+    "data": data_command,
     "positions": positions_command,
     "plan": plan_command,
 }

@@ -1,4 +1,4 @@
-"""`lcx export`: a trained run as a folder that anybody's transformers reads."""
+"""`lcx export`: a trained run as a folder that anybody's transformers reads, or RWKV's own code."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ from lcx.data import Tokenizer
 from lcx.data.byte_level import ByteLevelTokenizer, ByteTokenizer
 from lcx.evaluation.metrics import Evaluation
 from lcx.huggingface import Pretrained
+from lcx.huggingface.blinkdl import VERSIONS
 from lcx.huggingface.export import check_empty, family_of, write_model
 from lcx.huggingface.peft import write_adapter
 from lcx.model import count_parameters
@@ -25,21 +26,44 @@ from transformers import AutoModelForCausalLM{more}
 model = AutoModelForCausalLM.from_pretrained("{folder}")
 {tokenizer}```
 """
-SPELLS = """\
+SPELLED = """\
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ids = tokenizer("The beginning of a text", return_tensors="pt").input_ids
 print(tokenizer.decode(model.generate(ids, max_new_tokens=64)[0]))
+"""
+RWKV = """\
+```python
+import os
+from pathlib import Path
+
+os.environ["RWKV_V7_ON"] = "{is_7:d}"
+import torch
+from rwkv.model import RWKV  # pip install rwkv
+from safetensors.torch import load_file
+
+parts = [load_file(file) for file in Path("{folder}").glob("*.safetensors")]
+torch.save({{name: a for part in parts for name, a in part.items()}}, "{folder}.pth")
+model = RWKV(model="{folder}", strategy="cpu fp32")
+{tokenizer}```
+"""
+RWKV_SPELLED = """\
+from tokenizers import Tokenizer
+
+ids = Tokenizer.from_file("{folder}/tokenizer.json").encode("The beginning of a text").ids
+logits, state = model.forward(ids, None)
 """
 
 
 def export(folder: Path, to: Path) -> None:
     """Write the run in `folder` to a folder of its own, all of it or nothing.
 
+    For transformers where it has the family, else, RWKV-5 to 7, in the layout of BlinkDL's files.
     Raises ValueError for a model that no published family is, FileExistsError where `to` holds
     something, FileNotFoundError where the run is not finished.
     """
     run = open_run(folder)
-    kind = family_of(run.model)[1]["model_type"]
+    family, config = family_of(run.model)
+    kind, state_dict = config["model_type"], family in VERSIONS
     check_empty(to)
     tokenizer = run.texts.tokenizer
     bos = tokenizer.bos if isinstance(tokenizer, Tokenizer) else None
@@ -47,16 +71,21 @@ def export(folder: Path, to: Path) -> None:
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}-") as made:
         whole = Path(made) / "whole"
         write_model(whole, run.model, run.plain_params, run.experiment.train.length, bos)
-        if bos is not None:
+        if bos is not None and not state_dict:
             ids = {"bos_token_id": bos, "eos_token_id": bos}
             _write(whole / "generation_config.json", ids)
         spells = _write_tokenizer(whole, tokenizer, run.experiment.train.length)
-        card = _card(run, to.name, kind, spells)
+        card = _card(run, to.name, kind, state_dict, spells)
         (whole / "README.md").write_text(card, encoding="utf-8")
         if to.exists():
             to.rmdir()
         shutil.move(whole, to)
-    plain_console().print(f"{run.run.name}, as a {kind}: {to}", highlight=False)
+    plain_console().print(f"{run.run.name}, {_layout(kind, state_dict)}: {to}", highlight=False)
+
+
+def _layout(kind: str, state_dict: bool) -> str:
+    """How a family is written."""
+    return f"as BlinkDL's {kind}, a state dict" if state_dict else f"as a {kind} for transformers"
 
 
 def export_adapter(folder: Path, to: Path) -> None:
@@ -111,7 +140,7 @@ def _write(path: Path, value: Any) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _card(run: OpenedRun, name: str, kind: str, spells: bool) -> str:
+def _card(run: OpenedRun, name: str, kind: str, state_dict: bool, spells: bool) -> str:
     """The model card: what it is, how it reads longer texts, and how to load it."""
     experiment = run.experiment
     made = {
@@ -120,14 +149,20 @@ def _card(run: OpenedRun, name: str, kind: str, spells: bool) -> str:
         "trained on": spec.describe(experiment.data),
         "length of its texts": f"{experiment.train.length} tokens",
         "steps": f"{experiment.train.steps:,}",
-        "written by": f"lcx {__version__}",
+        "written": f"{_layout(kind, state_dict)}, by lcx {__version__}",
     }
     facts = "\n".join(f"| {name} | {value} |" for name, value in made.items())
     tables = "\n".join(_result(result) for result in run.evaluations)
-    spelled = SPELLS.format(folder=name) if spells else ""
-    use = USE.format(folder=name, tokenizer=spelled, more=", AutoTokenizer" if spells else "")
+    if state_dict:
+        library = ""
+        spelled = RWKV_SPELLED.format(folder=name) if spells else ""
+        use = RWKV.format(folder=name, tokenizer=spelled, is_7=kind == "RWKV-7")
+    else:
+        library = "library_name: transformers\n"
+        spelled = SPELLED.format(folder=name) if spells else ""
+        use = USE.format(folder=name, tokenizer=spelled, more=", AutoTokenizer" if spells else "")
     return (
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- lcx\n"
+        f"---\n{library}pipeline_tag: text-generation\ntags:\n- lcx\n"
         f"- {kind}\n---\n\n# {name}\n\n| | |\n|---|---|\n{facts}\n\n{tables}\n## Use\n\n{use}"
     )
 

@@ -13,12 +13,12 @@ from lcx.checking import check_own
 from lcx.command.pages import check_together
 from lcx.command.session import Session
 from lcx.experiment import choose, validate, with_vocabulary
-from lcx.experiment_file import ExperimentFile, load, open_published
+from lcx.huggingface.state_dict import holds_model
 from lcx.parallel.preemption import Preemption
 from lcx.parallel.processes import is_primary, join
 from lcx.parallel.xla import keep_compiled
 from lcx.progress import plain_console
-from lcx.training.kept import open_folder
+from lcx.training.kept import open_experiments
 from lcx.variants import check_links, check_seeds
 
 
@@ -47,7 +47,7 @@ def open_session(asked: Asked) -> Iterator[Session]:
     join()
     keep_compiled(cache.folder() / "xla")
     console = plain_console(quiet=not is_primary())
-    loaded = _load(path)
+    loaded = open_experiments(path)
     experiments, chosen = choose(loaded.experiments, only, assignments)
     if seeds is not None:
         if seeds < 1:
@@ -55,7 +55,7 @@ def open_session(asked: Asked) -> Iterator[Session]:
         experiments = {name: replace(e, seeds=seeds) for name, e in experiments.items()}
     check_links(experiments)
     if out is None:
-        runs = path.is_dir() and not _is_published(path)
+        runs = path.is_dir() and not holds_model(path)
         out = path if runs else Path("runs") / loaded.path.stem
     listens = Preemption(lambda message: console.print(message, style="yellow"))
     changes = {name: list(said) for name, said in loaded.changes.items()}
@@ -71,6 +71,9 @@ def open_session(asked: Asked) -> Iterator[Session]:
         corpus = session.corpora[experiment.data]
         experiments[name] = with_vocabulary(experiment, corpus)
         validate(name, experiments[name], experiments, corpus)
+    notes = (note for corpus in session.corpora.values() for note in corpus.notes)
+    for note in dict.fromkeys(notes):  # other data may come from the same source
+        console.print(note, style="yellow", soft_wrap=True)
     check_together({n: (experiments[n], session.corpus(n)) for n in chosen})
     session.check_folders()
     check_own({name: experiments[name] for name in session.order}, console)
@@ -78,16 +81,6 @@ def open_session(asked: Asked) -> Iterator[Session]:
         check_writable(out)
     with session.preemption:
         yield session
-
-
-def _load(path: Path) -> ExperimentFile:
-    if not path.is_dir():
-        return load(path)
-    return open_published(path) if _is_published(path) else open_folder(path)
-
-
-def _is_published(path: Path) -> bool:
-    return (path / "config.json").is_file()
 
 
 def check_writable(out: Path) -> None:

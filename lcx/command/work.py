@@ -15,13 +15,13 @@ from lcx.data import BPE, Data, Task
 from lcx.data.documents import Documents
 from lcx.evaluation.metrics import Evaluation
 from lcx.experiment import Experiments, choose
-from lcx.experiment_file import load
 from lcx.parallel.processes import is_primary
 from lcx.planning.chips import chip_named
 from lcx.planning.plan import check_devices, elsewhere, print_plans
 from lcx.positions import POSITIONS, SCALINGS, TRAINING_POSITIONS, Learned, PositionScheme, Scaling
 from lcx.progress import plain_console
 from lcx.report.writer import print_costs
+from lcx.training.kept import open_experiments
 from lcx.training.runs import write_json
 from lcx.variants import check_links, cost_length
 from lcx.wording import listed
@@ -99,7 +99,7 @@ def _expected_vocabulary(task: Task) -> int:
 
 def list_costs(file: Path) -> None:
     """`lcx list --cost`."""
-    variants = sized(load(file).experiments)
+    variants = sized(open_experiments(file).experiments)
     check_links(variants)
     lengths = sorted({c for e in variants.values() for c in e.evaluation.contexts})
     costs = {
@@ -134,7 +134,7 @@ def plan(
 ) -> None:
     """`lcx plan`."""
     chip_named(chip).wire(devices)
-    experiments, chosen = choose(load(file).experiments, only, assignments)
+    experiments, chosen = choose(open_experiments(file).experiments, only, assignments)
     experiments |= sized({name: experiments[name] for name in chosen})
     for name in chosen:
         try:

@@ -15,6 +15,7 @@ from lcx.decoding import BeamSearch, Decoding, Sampling, Search
 from lcx.experiment import TABLES
 from lcx.generate import Generator, Written
 from lcx.huggingface import Pretrained
+from lcx.huggingface.state_dict import holds_model
 from lcx.model import LM
 from lcx.opened import open_run
 from lcx.parallel.xla import keep_compiled
@@ -116,7 +117,7 @@ def _parsed(flag: str, text: str, kind: Any, example: str) -> Any:
 
 def open_writer(folder: Path) -> Writer:
     """A run's folder, or a published model's with its tokenizer.json."""
-    if not (folder / "config.json").exists():
+    if not holds_model(folder):
         run = open_run(folder)
         trained = run.experiment.train.length
         return Writer(run.model, run.params, run.tokenizer, trained, (run.tokenizer.bos,))

@@ -3,9 +3,11 @@
 from lcx.data.conversations import Conversations
 from lcx.data.corpus import Corpus, Data
 from lcx.data.documents import SPLITS, Document, Documents
+from lcx.data.jinja import Jinja
 from lcx.data.recall import MQAR
 from lcx.data.sources import TFDS, PythonCorpus, Source, TextFiles
 from lcx.data.task import Task, Texts
+from lcx.data.templates import ChatML, ChatTemplate, Llama2Chat, Llama3Chat, Plain, Turn, Vicuna
 from lcx.data.tokenizers import (
     BPE,
     TOKENIZERS,
@@ -18,6 +20,9 @@ from lcx.data.tokenizers import (
 SOURCES: dict[str, type[Source]] = {
     c.__name__: c for c in (PythonCorpus, TextFiles, TFDS, Conversations)
 }
+TEMPLATES: dict[str, type[ChatTemplate]] = {
+    c.__name__: c for c in (Plain, ChatML, Llama2Chat, Llama3Chat, Vicuna, Jinja)
+}
 TASKS: dict[str, type[Task]] = {c.__name__: c for c in (Data, MQAR)}
 
 __all__ = [
@@ -26,14 +31,21 @@ __all__ = [
     "SOURCES",
     "SPLITS",
     "TASKS",
+    "TEMPLATES",
     "TFDS",
     "TOKENIZERS",
     "Bytes",
+    "ChatML",
+    "ChatTemplate",
     "Conversations",
     "Corpus",
     "Data",
     "Document",
     "Documents",
+    "Jinja",
+    "Llama2Chat",
+    "Llama3Chat",
+    "Plain",
     "PythonCorpus",
     "Source",
     "Task",
@@ -42,4 +54,6 @@ __all__ = [
     "Tokenizer",
     "TokenizerFile",
     "TokenizerSpec",
+    "Turn",
+    "Vicuna",
 ]

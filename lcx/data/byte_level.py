@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ class ByteTokenizer:
     vocab_size = 257
     bos = 256
     fingerprint = "bytes"
+    special = MappingProxyType({BOS_NAMES[0]: bos})
 
     def __init__(self):
         self.byte_lengths = (np.arange(257) != self.bos).astype(np.int32)
@@ -87,6 +89,9 @@ class ByteLevelTokenizer:
         if self._pieces:
             self._model.normalizer = tokenizers.normalizers.Replace(" ", SPACE)
         self._byte_ids = [vocab.get(name, -1) for name in names]
+        added = self._model.get_added_tokens_decoder().items()
+        self.special = {token.content: index for index, token in added if token.special}
+        self.special |= {name: i for name, i in vocab.items() if i == self.bos}
         self._where = where
         self.vocab_size = max(vocab.values()) + 1
         self._bytes = self._bytes_of_tokens(vocab)

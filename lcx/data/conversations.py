@@ -1,52 +1,110 @@
-"""Conversations as documents: ShareGPT's JSON, and messages as OpenAI has them."""
+"""Conversations as documents, of which the answers are trained."""
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from lcx.data.documents import Documents
+from lcx.data.documents import Documents, Marks
+from lcx.data.rendering import Rendered, rendered
 from lcx.data.sources import TextFiles
+from lcx.data.templates import ChatTemplate, Plain
+from lcx.data.turns import OddError, check_turns, turns_of
 from lcx.paths import GlobPath
+from lcx.progress import counted
+from lcx.wording import plural
 
 
 @dataclass(frozen=True)
 class Conversations:
-    """Conversations as ShareGPT has them, or as OpenAI's `messages`: each is a document.
+    """Conversations in any of the usual forms, of which the answers are trained: each a document.
 
-    Files of JSON, each a list of conversations; or of JSON Lines, with one in each line. One is
-    {"id": ..., "conversations": [{"from": "human", "value": "..."}, {"from": "gpt", ...}, ...]} or
-    {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}, ...]}. A turn
-    becomes a paragraph that begins with USER: or ASSISTANT: (Vicuna's words), or with its speaker's
-    name in capitals. What is said is a text, null for none, or a list of texts and of parts
-    {"type": "text", "text": "..."}, which are joined as they are.
+    Files of JSON, each a list of conversations; or of JSON Lines, with one in each line. One is,
+    as ShareGPT, OpenAI and Alpaca have them,
 
-    ShareGPT's ids "abc_0", "abc_7" are of pieces of one conversation, which stay in one split.
-    Raises FileNotFoundError when no file matches, and ValueError, with the file and the line or the
-    entry, for what has another form, or has more than text in it: an image, a call of a tool.
+        {"id": ..., "conversations": [{"from": "human", "value": "..."}, {"from": "gpt", ...}, ...]}
+        {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}, ...]}
+        {"instruction": "...", "input": "...", "output": "..."}
+        {"prompt": "...", "completion": "..."}, each of them a text or messages
+
+    and may have a "system" prompt beside. Roles go by their usual names: human, user, prompter;
+    gpt, assistant, model, bot, chatgpt; system, developer; tool, function. What is said is a text,
+    null for none, or a list of texts and of parts {"type": "text", "text": "..."}, which are joined
+    as they are. An answer with "weight": 0 is not trained. ShareGPT's ids "abc_0", "abc_7" are of
+    pieces of one conversation, which stay in one split.
+
+    A token is scored, in training and in evaluation, if it begins in an answer or in what ends it.
+
+    Odd is a conversation with two turns of one role in a row, with the assistant first, an empty
+    answer, an unknown role, no answer to train; one that the template has no form for; one with
+    more than text in it, an image or a call of a tool. Raises FileNotFoundError when no file
+    matches, and ValueError, with the file and the line or the entry, for what is odd or has another
+    form.
     """
 
     glob: GlobPath
+    template: ChatTemplate = Plain()
+    """How turns become text."""
+    scored: Literal["answers", "everything"] = "answers"
+    """What is trained and evaluated: what the assistant says, or every token."""
+    odd: Literal["refuse", "skip", "keep"] = "refuse"
+    """What is done with an odd conversation: an error; or it is left out, and counted by reason; or
+    its turns are taken as they are, if there is anything to train and the template has a form."""
+
+    def __post_init__(self):
+        if not isinstance(self.template, ChatTemplate):
+            raise ValueError(f"Conversations: no template: {self.template!r}; write ChatML(), say")
 
     def documents(self) -> Documents:
-        names, groups, texts, known = [], [], [], set()
+        names, groups, made, known = [], [], [], set()
+        left_out: Counter[str] = Counter()
         for file in TextFiles(self.glob).documents():
-            for number, (place, entry) in enumerate(self._entries(file.name, file.text)):
+            entries = [*self._entries(file.name, file.text)]
+            for number, (place, entry) in enumerate(counted(entries, len(entries), "rendering")):
                 try:
-                    text = _conversation(entry)
+                    document = self._document(entry)
                 except ValueError as error:
-                    raise ValueError(f"{self}: {file.name}, {place}: {error}") from None
+                    if isinstance(error, OddError) and self.odd == "skip":
+                        left_out[error.kind] += 1
+                        continue
+                    ways = f"; odd={'skip'!r} leaves such out" * isinstance(error, OddError)
+                    raise ValueError(f"{self}: {file.name}, {place}: {error}{ways}") from None
                 at = entry.get("id")
                 name = f"{file.name}/{number if at is None else at}"
                 names.append(name if name not in known else f"{name}/{number}")
                 known.add(name)
                 pieces = "conversations" in entry and isinstance(at, str)
                 groups.append(re.sub(r"_\d+$", "", name) if pieces else name)
-                texts.append(text.encode(errors="surrogatepass"))  # of half an emoji
+                made.append(document)
+        total = len(names) + left_out.total()
+        reasons = ", ".join(f"{count} with {kind}" for kind, count in left_out.most_common())
         if not names:
-            raise ValueError(f"{self}: no conversation in the files that match")
-        return Documents(names, lambda i: texts[i], groups)
+            why = f": all {total} are odd: {reasons}" if total else " in the files that match"
+            raise ValueError(f"{self}: no conversation{why}")
+        note = f"{self}: {left_out.total()} of {plural(total, 'conversation')} left out: {reasons}"
+        plain = all(document.marks == Marks() for document in made)
+        return Documents(
+            names,
+            lambda i: made[i].text,
+            groups,
+            None if plain else lambda i: made[i].marks,
+            (note,) if left_out else (),
+        )
+
+    def _document(self, entry: Any) -> Rendered:
+        """Raises OddError for what may be skipped, ValueError for another form."""
+        turns, everything = turns_of(entry), self.scored == "everything"
+        if self.odd != "keep":
+            check_turns(turns)
+        try:
+            document = rendered(self.template, turns, everything)
+        except ValueError as error:
+            raise OddError("turns that the template has no form for", str(error)) from None
+        if document.marks.scored == ():
+            raise OddError("no answer to train", "it has no answer to train")
+        return document
 
     def _entries(self, name: str, data: bytes) -> Iterator[tuple[str, Any]]:
         """The entries of a file, each with where it stands."""
@@ -73,51 +131,3 @@ class Conversations:
                 f"{self}: {name}, line {line}: no JSON: {error.msg} (column {error.colno}). "
                 "Expected is a list of conversations, or one conversation in each line"
             ) from None
-
-
-FORMS = (
-    '{"conversations": [{"from": "human", "value": "..."}, ...]} or '
-    '{"messages": [{"role": "user", "content": "..."}, ...]}'
-)
-SPEAKERS = {"human": "USER", "user": "USER", "gpt": "ASSISTANT", "assistant": "ASSISTANT"}
-TEXTS = ("text", "input_text", "output_text")
-CALLS = ("tool_calls", "function_call")
-
-
-def _conversation(entry: Any) -> str:
-    """Its text. Raises ValueError where it has another form, or says more than text."""
-    turns = None
-    if isinstance(entry, dict):
-        turns = entry.get("conversations", entry.get("messages"))
-    if not isinstance(turns, list):
-        raise ValueError(f"no conversation: {_short(entry)}; expected {FORMS}")
-    return "\n\n".join(_turn(turn, number) for number, turn in enumerate(turns, 1))
-
-
-def _turn(turn: Any, number: int) -> str:
-    if not isinstance(turn, dict):
-        raise ValueError(f"turn {number} has another form: {_short(turn)}; expected {FORMS}")
-    for call in CALLS:
-        if turn.get(call):
-            raise ValueError(f"turn {number} has {call!r}, which is no text; leave the entry out")
-    who, what = ("from", "value") if "from" in turn else ("role", "content")
-    if not isinstance(turn.get(who), str) or what not in turn:
-        raise ValueError(f"turn {number} has another form: {_short(turn)}; expected {FORMS}")
-    said = turn[what]
-    parts = said if isinstance(said, list) else [said or ""]
-    texts = [_text(part, number) for part in parts]
-    return f"{SPEAKERS.get(turn[who], turn[who].upper())}: {''.join(texts)}"
-
-
-def _text(part: Any, number: int) -> str:
-    """A part of what is said, a string or {"type": "text", "text": "..."}."""
-    kind = part.get("type", "text") if isinstance(part, dict) else "text"
-    text = part.get("text") if isinstance(part, dict) else part
-    if kind not in TEXTS or not isinstance(text, str):
-        raise ValueError(f"turn {number} says what is no text: {_short(part)}; leave the entry out")
-    return text
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,5 +1,6 @@
 """The `Data` of an experiment, and the `Corpus` that it loads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -84,15 +85,22 @@ class Data:
             splits = split_within(documents, self.validation, self.test, self.piece or PIECE)
         else:
             splits = split(documents, self.validation, self.test)
-        return Corpus(self, splits, self.tokenizer.load(splits["train"]))
+        return Corpus(self, splits, self.tokenizer.load(splits["train"]), documents.notes)
 
 
 class Corpus:
     """Documents in three splits and the tokenizer that reads them, as `Data.load()` gives them."""
 
-    def __init__(self, data: Data, splits: dict[str, Documents], tokenizer: Tokenizer):
+    def __init__(
+        self,
+        data: Data,
+        splits: dict[str, Documents],
+        tokenizer: Tokenizer,
+        notes: Sequence[str] = (),
+    ):
         self.data = data
         self.tokenizer = tokenizer
+        self.notes = notes
         self._splits = splits
         self._targets: dict[EvaluationProtocol, Targets] = {}
 
@@ -160,17 +168,25 @@ class Corpus:
         """How many tokens a split has. Raises ValueError if it has none."""
         return len(self._read(split).ids)
 
+    def scored(self, split: str) -> int:
+        """How many of them a model is trained to predict. Raises ValueError if it has none."""
+        tokens = self._read(split)
+        if tokens.scored is None:
+            return len(tokens.ids) - (len(tokens.bounds) - 1)
+        return int(np.count_nonzero(tokens.scored))
+
     def batches(
         self, length: int, batch: int, seed: int, split: str = "train"
     ) -> "grain.IterDataset[dict[str, Int[np.ndarray, 'B T'] | packing.Lookup]]":
         """An endless stream of rows to train on; `iter()` of it has `get_state` and `set_state`.
 
         A batch is a dict of int32 arrays `[batch, length]`: `tokens`, `targets` (the next token of
-        the same document), `segments` (1, 2, ... by document within the row; 0 is padding) and
-        `positions` (within the document: its BOS is 0; a long document is cut, and what is cut off
-        counts on). The first two are read from the file when they are indexed. Each token of each
-        document is a target once an epoch. The same arguments give the same stream, and the state
-        is a small dict that JSON can hold.
+        the same document; -1 where the document says that it is not scored), `segments` (1, 2, ...
+        by document within the row; 0 is padding) and `positions` (within the document: its BOS is
+        0; a long document is cut, and what is cut off counts on). The first two are read from the
+        file when they are indexed. Each token of each document is a target once an epoch, but
+        pieces without one that is scored are left out. The same arguments give the same stream, and
+        the state is a small dict that JSON can hold.
         """
         from lcx.data import packing
 

@@ -17,11 +17,35 @@ class Document(NamedTuple):
     text: bytes
 
 
+Spans = tuple[tuple[int, int], ...]
+"""Bytes [first, last) of a text, ascending and apart."""
+
+
+class Marks(NamedTuple):
+    """What is known of a document's bytes beside the text."""
+
+    scored: Spans | None = None
+    """What a model is trained to predict: the tokens that begin there. None: everything."""
+    special: Spans = ()
+    """What stands for special tokens, each spelled as its tokenizer calls it."""
+
+    def within(self, first: int, last: int) -> "Marks":
+        """Those of the piece [first, last). A special token that is cut through is plain text."""
+        scored = self.scored
+        if scored is not None:
+            ends = ((max(a, first) - first, min(b, last) - first) for a, b in scored)
+            scored = tuple((a, b) for a, b in ends if a < b)
+        whole = (s for s in self.special if first <= s[0] and s[1] <= last)
+        return Marks(scored, tuple((a - first, b - first) for a, b in whole))
+
+
 class Documents:
     """Documents in a stable order: names known at once, texts read when asked for.
 
     `groups` says what belongs together, pieces of one text or near copies: documents of one group
-    bear the same name there, and go to the same split. By default each stands alone.
+    bear the same name there, and go to the same split. By default each stands alone. `marks` gives
+    those of a document by its index; None: none has any. `notes` are sentences on how they were
+    found, for whoever trains on them.
     """
 
     def __init__(
@@ -29,10 +53,14 @@ class Documents:
         names: Sequence[str],
         read: Callable[[int], bytes],
         groups: Sequence[str] | None = None,
+        marks: Callable[[int], Marks] | None = None,
+        notes: Sequence[str] = (),
     ):
         self.names = names
         self.groups = names if groups is None else groups
+        self.notes = notes
         self._read = read
+        self._marks = marks
 
     def __len__(self) -> int:
         return len(self.names)
@@ -44,21 +72,32 @@ class Documents:
     def __iter__(self) -> Iterator[Document]:
         return map(self.__getitem__, range(len(self)))
 
+    @property
+    def marked(self) -> bool:
+        """Whether any document may have marks."""
+        return self._marks is not None
+
+    def marks(self, index: int) -> Marks:
+        """What is known of the bytes of one document."""
+        return Marks() if self._marks is None else self._marks(index)
+
     def select(self, indices: Sequence[int]) -> "Documents":
         """Those at `indices`, in that order."""
         names, groups = ([of[i] for i in indices] for of in (self.names, self.groups))
-        return Documents(names, lambda i: self._read(indices[i]), groups)
+        of = self._marks
+        marks = None if of is None else lambda i: of(indices[i])
+        return Documents(names, lambda i: self._read(indices[i]), groups, marks, self.notes)
 
     def grouped(self, groups: Sequence[str]) -> "Documents":
         """The same documents in other groups."""
-        return Documents(self.names, self._read, groups)
+        return Documents(self.names, self._read, groups, self._marks, self.notes)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of every name and every byte."""
+        """A hash of every name, every byte and every mark."""
         digest = Digest()
-        for name, text in self:
-            digest.add(name, text)
+        for index, (name, text) in enumerate(self):
+            digest.add(name, text, *([repr(self.marks(index))] if self.marked else ()))
         return str(digest)
 
 

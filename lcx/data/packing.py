@@ -2,7 +2,9 @@
 
 A document is BOS and its tokens. Where it is cut, the last target of a piece is the first input of
 the next: every token is a target exactly once, and none is lost at a cut. An input's position is
-its true distance from the document's BOS.
+its true distance from the document's BOS. Where documents say which of their tokens are scored,
+the others are targets of -1, and a piece without any that is scored is left out: it would teach
+nothing.
 """
 
 from dataclasses import dataclass
@@ -14,9 +16,12 @@ import numpy as np
 from jaxtyping import Bool, Int, Integer
 
 from lcx import cache
-from lcx.data.documents import Documents
+from lcx.data.documents import Document, Documents
+from lcx.data.encoding import encode, scored_of
+from lcx.data.task import UNSCORED
 from lcx.data.tokenizers import Tokenizer
 from lcx.progress import counted
+from lcx.types import Ids
 
 BINS = 64
 """Rows that are packed together. More of them leave less padding, and make a longer first step."""
@@ -31,30 +36,60 @@ class Tokens:
 
     ids: Integer[np.ndarray, " tokens"]
     bounds: Int[np.ndarray, " documents_and_one"]
+    scored: Bool[np.ndarray, " tokens"] | None = None
+    """Which of them a model is trained to predict; None: all."""
 
     @classmethod
     def of(cls, documents: Documents, tokenizer: Tokenizer) -> "Tokens":
-        """Encodes every document, or finds them encoded."""
+        """Encodes every document, or finds them encoded.
+
+        Raises ValueError, which names the document, where one cannot be encoded as its marks say.
+        """
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
 
         def make(folder: Path) -> None:
             folder.mkdir()
             bounds = [0]
-            with (folder / "ids").open("wb") as file:
-                for document in counted(documents, len(documents), "tokenizing"):
-                    ids = np.append(np.int32(tokenizer.bos), tokenizer.encode(document.text))
+            with (folder / "ids").open("wb") as file, (folder / "scored").open("wb") as scored:
+                for document in counted(enumerate(documents), len(documents), "tokenizing"):
+                    ids, counts = _encoded(*document, documents, tokenizer)
                     file.write(ids.astype(dtype).tobytes())
+                    if documents.marked:
+                        scored.write(counts.tobytes())
                     bounds.append(bounds[-1] + len(ids))
             np.save(folder / "bounds.npy", np.array(bounds))
 
         key = cache.Digest(documents.fingerprint, tokenizer.fingerprint)
         folder = cache.once(cache.folder() / "tokens" / str(key), make)
-        return cls(np.memmap(folder / "ids", dtype, "r"), np.load(folder / "bounds.npy"))
+        scored = np.memmap(folder / "scored", bool, "r") if documents.marked else None
+        return cls(np.memmap(folder / "ids", dtype, "r"), np.load(folder / "bounds.npy"), scored)
 
     def document(self, index: int) -> Int[np.ndarray, " n"]:
         """Ids (int32) of one document, without BOS."""
         start, end = self.bounds[index : index + 2]
         return self.ids[start + 1 : end].astype(np.int32)
+
+    def scored_of(self, index: int) -> Bool[np.ndarray, " n"] | None:
+        """Which tokens of one document are scored, without BOS; None: all."""
+        start, end = self.bounds[index : index + 2]
+        return None if self.scored is None else np.array(self.scored[start + 1 : end])
+
+
+def _encoded(
+    index: int, document: Document, documents: Documents, tokenizer: Tokenizer
+) -> tuple[Ids, Bool[np.ndarray, " n"]]:
+    """Ids of a document, its BOS first, and which of them are scored."""
+    marks = documents.marks(index)
+    try:
+        ids = encode(document.text, marks, tokenizer)
+        scored = scored_of(ids, marks, tokenizer)
+        if marks.scored and not scored.any():
+            raise ValueError("no token begins in what is to be scored of it")
+    except ValueError as error:
+        if not documents.marked:
+            raise
+        raise ValueError(f"{document.name}: {error}") from None
+    return np.append(np.int32(tokenizer.bos), ids), np.append(False, scored)
 
 
 class Pieces:
@@ -66,18 +101,36 @@ class Pieces:
         # Every id but a document's last is an input. A document of BOS alone gives no piece.
         inputs = np.diff(tokens.bounds) - 1
         self._ends = np.cumsum(-(-inputs // length))
+        self._kept = None if tokens.scored is None else self._with_scores(tokens.scored)
+
+    def _with_scores(self, scored: Bool[np.ndarray, " tokens"]) -> Int[np.ndarray, " pieces"]:
+        """The pieces of which a target is scored."""
+        count = int(self._ends[-1])
+        if not count:
+            return np.zeros(0, np.int64)
+        first = self._places(np.arange(count))[1]
+        # each piece's targets end where the next one's begin, or with its document; BOS is none
+        return np.flatnonzero(np.logical_or.reduceat(scored, first + 1))
+
+    def _places(
+        self, index: Int[np.ndarray, " n"]
+    ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+        """Of pieces: the document, the address of the first input, and its place in there."""
+        document = np.searchsorted(self._ends, index, side="right")
+        before = np.where(document > 0, self._ends[document - 1], 0)
+        offset = (index - before) * self._length
+        return document, self._tokens.bounds[document] + offset, offset
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._ends[-1]) if self._kept is None else len(self._kept)
 
     def __getitem__(self, index: int) -> dict[str, Int[np.ndarray, " n"]]:
-        document = int(np.searchsorted(self._ends, index, side="right"))
-        before = self._ends[document - 1] if document else 0
-        offset = (index - int(before)) * self._length
-        start, end = (int(bound) for bound in self._tokens.bounds[document : document + 2])
-        inputs = min(self._length, end - start - offset - 1)
+        if self._kept is not None:
+            index = int(self._kept[index])
+        document, address, offset = (int(n[0]) for n in self._places(np.array([index])))
+        inputs = min(self._length, int(self._tokens.bounds[document + 1]) - address - 1)
         positions = np.arange(offset, offset + inputs, dtype=np.int32)
-        return {"address": start + offset + np.arange(inputs), "positions": positions}
+        return {"address": address + np.arange(inputs), "positions": positions}
 
 
 class Lookup:
@@ -94,8 +147,9 @@ class Lookup:
         ids: Integer[np.ndarray, " tokens"],
         address: Int[np.ndarray, "B T"],
         real: Bool[np.ndarray, "B T"],
+        scored: Bool[np.ndarray, " tokens"] | None = None,
     ):
-        self._ids, self._address, self._real = ids, address, real
+        self._ids, self._address, self._real, self._scored = ids, address, real, scored
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -106,10 +160,13 @@ class Lookup:
         return len(self._address)
 
     def __getitem__(self, where: Any) -> Int[np.ndarray, "..."]:
-        """Ids, and 0 where there is padding."""
+        """Ids, 0 where there is padding, and -1 where one is not scored."""
         real = self._real[where]
-        ids = self._ids[np.where(real, self._address[where], 0)]
-        return np.where(real, ids, 0).astype(np.int32)
+        address = np.where(real, self._address[where], 0)
+        ids = np.where(real, self._ids[address], 0).astype(np.int32)
+        if self._scored is None:
+            return ids
+        return np.where(real & ~self._scored[address], np.int32(UNSCORED), ids)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
@@ -127,7 +184,8 @@ def batches(
     """
     pieces = Pieces(tokens, length)
     if not len(pieces):
-        raise ValueError("every document of the split is empty: there is nothing to pack")
+        nothing = "is empty" if tokens.scored is None else "has nothing that is scored"
+        raise ValueError(f"every document of the split {nothing}: there is nothing to pack")
     stream = (
         grain.MapDataset.source(pieces)
         .seed(seed)
@@ -148,7 +206,7 @@ def batches(
         address, segments = rows["address"], rows["address_segment_ids"]
         return {
             "tokens": Lookup(tokens.ids, address, segments > 0),
-            "targets": Lookup(tokens.ids, address + 1, segments > 0),
+            "targets": Lookup(tokens.ids, address + 1, segments > 0, tokens.scored),
             "segments": segments,
             "positions": rows["positions"],
         }

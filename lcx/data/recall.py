@@ -15,16 +15,13 @@ import numpy as np
 from jaxtyping import Int
 
 from lcx.cache import Digest
-from lcx.data.task import Targets
+from lcx.data.task import UNSCORED, Targets
 from lcx.protocols import EvaluationProtocol, Text
 from lcx.protocols.recall import asked_again
 from lcx.types import Ids
 
 if TYPE_CHECKING:
     import grain
-
-UNSCORED = -1
-"""A target that the loss leaves out."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,7 @@ class RecallTask:
     def __init__(self, data: MQAR):
         self.data = data
         self.tokenizer = _Symbols(data.vocab)
+        self.notes = ()
 
     @property
     def fingerprint(self) -> str:

@@ -1,13 +1,16 @@
 """Which documents are measured on, and which parts of them are scored."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool
 
 from lcx import cache, spec
-from lcx.data.documents import Documents
+from lcx.data.documents import Documents, Marks
 from lcx.data.duplicates import hashes, stand_in
+from lcx.data.encoding import starts_of
 from lcx.data.packing import Tokens
 from lcx.data.task import Targets
 from lcx.data.tokenizers import Tokenizer
@@ -44,18 +47,24 @@ def choose(
     groups: set[str] = set()
     chosen = []
     for i in order.tolist():
-        if lengths[i] >= protocol.length and documents.groups[i] not in groups:
+        if (
+            lengths[i] >= protocol.length
+            and documents.groups[i] not in groups
+            and _counts(protocol, tokens.scored_of(i))
+        ):
             groups.add(documents.groups[i])
             chosen.append(i)
 
     def text(i: int, spans: list[list[int]]) -> Text:
         ids = tokens.document(i)
-        return Text(
-            documents.names[i], ids, starts_of(ids, tokenizer), tuple((a, b) for a, b in spans)
-        )
+        places, scored = tuple((a, b) for a, b in spans), tokens.scored_of(i)
+        return Text(documents.names[i], ids, starts_of(ids, tokenizer), places, scored)
 
     if not isinstance(protocol, SameTargets):
-        return Targets([text(i, []) for i in sorted(chosen[: protocol.documents])], {})
+        texts = [text(i, []) for i in sorted(chosen[: protocol.documents])]
+        if tokens.scored is not None:
+            _check_points(protocol, texts, tokenizer.bos)
+        return Targets(texts, {})
 
     def make(path: Path) -> None:
         places = Places(protocol, documents, train, tokens, tokenizer)
@@ -67,24 +76,43 @@ def choose(
     path = cache.once(cache.folder() / "spans" / f"{key}.json", make)
     spans, left_out = json.loads(path.read_text())
     if not spans:
-        raise (ValueError if left_out["looked at"] else TooShortError)(_nothing(protocol, left_out))
+        said = _nothing(protocol, left_out, documents.marked)
+        raise (ValueError if left_out["looked at"] else TooShortError)(said)
     return Targets([text(int(i), spans[i]) for i in sorted(spans, key=int)], left_out)
 
 
-def starts_of(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """The byte at which each token begins."""
-    sizes = tokenizer.byte_lengths[ids]
-    return np.cumsum(sizes) - sizes
+def _counts(protocol: EvaluationProtocol, scored: Bool[np.ndarray, " n"] | None) -> bool:
+    """Whether anything that may be scored lies where the protocol looks in a document.
+
+    Spans are looked for by themselves, and what is written after a prompt needs no targets.
+    """
+    if scored is None or isinstance(protocol, SameTargets) or protocol.writes is not None:
+        return True
+    return bool(scored[: protocol.length].any())
 
 
-def _nothing(protocol: SameTargets, left_out: dict[str, int]) -> str:
+def _check_points(protocol: EvaluationProtocol, texts: list[Text], bos: int) -> None:
+    """Raise ValueError where a point would have no target that may be scored."""
+    found = {
+        s.context for t in texts for excerpt in protocol.excerpts(t, bos) for s in excerpt.scores
+    }
+    if missing := [c for c in protocol.contexts if c not in found]:
+        raise ValueError(
+            "no token that is scored (of conversations the answers are) lies where "
+            f"{type(protocol).__name__} looks at the context {missing[0]}, in {len(texts)} "
+            f"documents of split {protocol.split!r}: take longer contexts, or SameTargets"
+        )
+
+
+def _nothing(protocol: SameTargets, left_out: dict[str, int], marked: bool) -> str:
     looked = left_out["looked at"]
     if not looked:
         before = "" if protocol.before is None else f", {protocol.before} bytes (before)"
         return (
-            f"no document of split {protocol.split!r} has room for a span of {protocol.span} bytes "
-            f"after the longest context, {protocol.contexts[-1]} {protocol.unit}{before}: take "
-            "shorter contexts or spans, or hold out more"
+            f"no document of split {protocol.split!r} has room for a span of {protocol.span} bytes"
+            f"{' in what is scored of it, an answer say,' * marked} after the longest context, "
+            f"{protocol.contexts[-1]} {protocol.unit}{before}: take shorter contexts or spans, or "
+            "hold out more"
         )
     return (
         f"all {looked} spans of split {protocol.split!r} that were looked at stand elsewhere too "
@@ -154,9 +182,19 @@ class Places:
         """Places in a document: on a grid of spans, which begins and is gone through at random."""
         protocol, span = self._protocol, self._protocol.span
         ids = self._tokens.document(i)
-        starts, size = starts_of(ids, self._tokenizer), int(self._tokenizer.byte_lengths[ids].sum())
+        starts = starts_of(ids, self._tokenizer)
+        size = len(self._documents[i].text)
         rng = np.random.default_rng((protocol.seed, i))
-        grid = np.arange(rng.integers(span), size - span + 1, span)
+        if not self._documents.marked:
+            grid = np.arange(rng.integers(span), size - span + 1, span)
+        else:
+            rooms = [(a, b - a - span + 1) for a, b in _plain(self._documents.marks(i), size)]
+            grids = [
+                np.arange(a + rng.integers(min(span, room)), a + room, span)
+                for a, room in rooms
+                if room > 0
+            ]
+            grid = np.concatenate([np.zeros(0, np.int64), *grids])
         rng.shuffle(grid)
         longest = protocol.contexts[-1]
         if protocol.before is not None:
@@ -175,3 +213,14 @@ class Places:
                         f"context, {longest}; take a larger `before`, or count bytes (unit)"
                     )
         return [(first, first + span) for first in places]
+
+
+def _plain(marks: Marks, size: int) -> Iterator[tuple[int, int]]:
+    """Bytes [first, last) that are scored, between special tokens, which are no text."""
+    for first, last in ((0, size),) if marks.scored is None else marks.scored:
+        at = first
+        for a, b in marks.special:
+            if first <= a and b <= last:
+                yield at, a
+                at = b
+        yield at, last

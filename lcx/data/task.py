@@ -1,12 +1,15 @@
 """What an experiment can be trained and measured on, as the rest of lcx sees it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
 from lcx.protocols import EvaluationProtocol, Text
+
+UNSCORED = -1
+"""A target that the loss leaves out."""
 
 
 class Targets(NamedTuple):
@@ -45,6 +48,11 @@ class Texts(Protocol):
     @property
     def fingerprint(self) -> str:
         """Equal for two exactly if they give the same documents."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences on how they were found, for whoever trains on them: what was left out, say."""
         ...
 
     def describe(self) -> Mapping[str, str]:

@@ -5,7 +5,7 @@ token stands for a known number of bytes, so that losses per token become bits p
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -30,6 +30,11 @@ class Tokenizer(Protocol):
     """How many bytes each token stands for; 0 for BOS and other special tokens."""
     fingerprint: str
     """Equal for two tokenizers exactly if they are the same."""
+
+    @property
+    def special(self) -> Mapping[str, int]:
+        """The ids of special tokens, BOS among them, by name. No text is encoded as one of them."""
+        ...
 
     def encode(self, text: bytes) -> Int[np.ndarray, " n"]:
         """Ids (int32) of `text`, without BOS."""
@@ -107,8 +112,10 @@ class TokenizerFile:
     def load(self, train: Documents) -> Tokenizer:
         path = Path(self.path).expanduser()
         if not path.is_file():
-            here = "is a folder; its tokenizer.json is needed" if path.is_dir() else "no such file"
-            raise FileNotFoundError(f"{self}: {here}")
+            here = (
+                "is a folder; its tokenizer.json" if path.is_dir() else "no such file; a JSON file"
+            )
+            raise FileNotFoundError(f"{self}: {here} of the tokenizers library is needed")
         try:
             json = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:

@@ -10,7 +10,7 @@ from collections import Counter
 from functools import lru_cache
 from typing import NamedTuple
 
-from lcx.data.documents import SPLITS, Documents, point, split_of
+from lcx.data.documents import SPLITS, Documents, Marks, point, split_of
 
 PIECE = 32_768
 """Bytes of a held-out piece, about: room for contexts of 8,192 tokens of three or four bytes."""
@@ -101,10 +101,16 @@ def split_within(
             found[split].append(Part(title, title, index, slice(begin, end)))
 
     def of(parts: list[Part]) -> Documents:
+        def marks(index: int) -> Marks:
+            part = parts[index]
+            size = len(read(part.document)) if documents.marked else 0
+            return documents.marks(part.document).within(*part.where.indices(size)[:2])
+
         return Documents(
             [part.name for part in parts],
             lambda i: read(parts[i].document)[parts[i].where],
             [part.group for part in parts],
+            marks if documents.marked else None,
         )
 
     return {split: of(parts) for split, parts in found.items()}

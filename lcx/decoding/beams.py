@@ -23,12 +23,12 @@ class Going(NamedTuple):
     """Of P k rows, prompt by prompt."""
     seen: Seen
     """Of P k rows."""
-    log_p: Float32[Array, "P k"]
+    log_p: Float32[Array, "prompts k"]
     """Of what was written, in nats."""
     ended: Found
     """-inf as the score of places that are free."""
-    over: Bool[Array, " P"]
-    begun: Int[Array, " P"]
+    over: Bool[Array, " prompts"]
+    begun: Int[Array, " prompts"]
     """How long the texts were when the search began."""
 
 
@@ -75,7 +75,7 @@ class BeamSearch:
         return False
 
     def begin(
-        self, read: Read, seen: Seen, hidden: Float[Array, "P S D"] | None, ends: Ends
+        self, read: Read, seen: Seen, hidden: Float[Array, "prompts length D"] | None, ends: Ends
     ) -> Going:
         (P, S), k = seen.tokens.shape, self.beams
         each = jnp.repeat(jnp.arange(P), k)
@@ -91,7 +91,7 @@ class BeamSearch:
         rows = Read(*take_rows(read, each)), take_rows(seen, each)
         return Going(*rows, log_p, ended, over, seen.length)
 
-    def step(self, going: Going, keys: Key[Array, " P"], reader: Reader, ends: Ends) -> Going:
+    def step(self, going: Going, keys: Key[Array, " prompts"], reader: Reader, ends: Ends) -> Going:
         read, seen, log_p, ended, over, begun = going
         (P, k), vocab = log_p.shape, read.logits.shape[1]
         each = penalised(self.penalties, jax.nn.log_softmax(read.logits), seen)
@@ -129,7 +129,7 @@ class BeamSearch:
         over = over | worse | (length[:, 0] >= ends.limit)
         return Going(read, seen, log_p, ended, over, begun)
 
-    def over(self, going: Going) -> Bool[Array, " P"]:
+    def over(self, going: Going) -> Bool[Array, " prompts"]:
         return going.over
 
     def found(self, going: Going) -> Found:
@@ -143,6 +143,6 @@ def _best(a: Found, b: Found, k: int) -> Found:
     return jax.tree.map(lambda x: _taken(x, best), both)
 
 
-def _taken(of: Array, index: Int[Array, "P n"]) -> Array:
+def _taken(of: Array, index: Int[Array, "prompts n"]) -> Array:
     """of [P m ...]: these of each prompt, [P n ...]."""
     return of[jnp.arange(len(index))[:, None], index]

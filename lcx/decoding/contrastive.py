@@ -18,7 +18,7 @@ class Going(NamedTuple):
 
     read: Read
     texts: Texts
-    directions: Float32[Array, "P S D"]
+    directions: Float32[Array, "prompts length D"]
     """Of what the head reads of each token of a text, unit vectors; beyond its length anything."""
 
 
@@ -59,12 +59,12 @@ class ContrastiveSearch:
         return True
 
     def begin(
-        self, read: Read, seen: Seen, hidden: Float[Array, "P S D"] | None, ends: Ends
+        self, read: Read, seen: Seen, hidden: Float[Array, "prompts length D"] | None, ends: Ends
     ) -> Going:
         assert hidden is not None
         return Going(read, Texts.begun(seen), _directions(hidden))
 
-    def step(self, going: Going, keys: Key[Array, " P"], reader: Reader, ends: Ends) -> Going:
+    def step(self, going: Going, keys: Key[Array, " prompts"], reader: Reader, ends: Ends) -> Going:
         read, texts, directions = going
         seen = texts.seen
         P, k = len(seen.length), min(self.k, read.logits.shape[1])
@@ -85,7 +85,7 @@ class ContrastiveSearch:
         texts = texts.add(_picked(tokens, best), ends)
         return Going(Read(*take_rows(tried, rows)), texts, directions)
 
-    def over(self, going: Going) -> Bool[Array, " P"]:
+    def over(self, going: Going) -> Bool[Array, " prompts"]:
         return going.texts.over
 
     def found(self, going: Going) -> Found:
@@ -97,6 +97,6 @@ def _directions(hidden: Float[Array, "*n D"]) -> Float32[Array, "*n D"]:
     return hidden / jnp.maximum(jnp.linalg.norm(hidden, axis=-1, keepdims=True), 1e-30)
 
 
-def _picked(of: Array, best: Int[Array, " P"]) -> Array:
+def _picked(of: Array, best: Int[Array, " prompts"]) -> Array:
     """of [P k ...]: each prompt's best [P ...]."""
     return of[jnp.arange(len(best)), best]

@@ -40,18 +40,18 @@ class OneByOne:
         return True
 
     def begin(
-        self, read: Read, seen: Seen, hidden: Float[Array, "P S D"] | None, ends: Ends
+        self, read: Read, seen: Seen, hidden: Float[Array, "prompts length D"] | None, ends: Ends
     ) -> Going:
         return Going(read, Texts.begun(seen))
 
-    def step(self, going: Going, keys: Key[Array, " P"], reader: Reader, ends: Ends) -> Going:
+    def step(self, going: Going, keys: Key[Array, " prompts"], reader: Reader, ends: Ends) -> Going:
         read, texts = going
         seen = texts.seen
         drawn = jax.vmap(jax.random.fold_in)(keys, seen.length)  # a text goes on as it would have
         token = self.decoding.choose(drawn, read.logits, seen)
         return Going(reader(token, read.state), texts.add(token, ends))
 
-    def over(self, going: Going) -> Bool[Array, " P"]:
+    def over(self, going: Going) -> Bool[Array, " prompts"]:
         return going.texts.over
 
     def found(self, going: Going) -> Found:

@@ -14,7 +14,7 @@ Mask = Bool[Array, "B vocab"]
 class Seen(NamedTuple):
     """What stands in each row so far: the prompt, then what was written, from index 0 on."""
 
-    tokens: Int[Array, "B S"]
+    tokens: Int[Array, "B length"]
     """Beyond `length` a row means nothing, and may hold anything."""
     length: Int[Array, " B"]
     """Tokens of each row, prompt included."""
@@ -85,14 +85,14 @@ class Ends(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The R best texts of each of P prompts, the best first."""
+    """The best texts of each prompt, the best first."""
 
-    tokens: Int[Array, "P R S"]
+    tokens: Int[Array, "prompts results length"]
     """Prompts included; beyond `length` they mean nothing."""
-    length: Int[Array, "P R"]
-    stopped: Bool[Array, "P R"]
+    length: Int[Array, "prompts results"]
+    stopped: Bool[Array, "prompts results"]
     """Whether a token of `Ends` ended it, and not the limit."""
-    score: Float32[Array, "P R"]
+    score: Float32[Array, "prompts results"]
     """What it was chosen by; NaN where nothing was compared."""
 
 
@@ -121,16 +121,16 @@ class Search(Protocol):
         ...
 
     def begin(
-        self, read: Read, seen: Seen, hidden: Float[Array, "P S D"] | None, ends: Ends
+        self, read: Read, seen: Seen, hidden: Float[Array, "prompts length D"] | None, ends: Ends
     ) -> Any:
-        """What is carried after the prompts [P]; their states still have one row each."""
+        """What is carried after the prompts; their states still have one row each."""
         ...
 
-    def step(self, going: Any, keys: Key[Array, " P"], reader: Reader, ends: Ends) -> Any:
+    def step(self, going: Any, keys: Key[Array, " prompts"], reader: Reader, ends: Ends) -> Any:
         """One token more of each text that has not ended. `keys`: of each prompt."""
         ...
 
-    def over(self, going: Any) -> Bool[Array, " P"]:
+    def over(self, going: Any) -> Bool[Array, " prompts"]:
         """Which prompts have their texts."""
         ...
 

@@ -12,8 +12,8 @@ class Texts(NamedTuple):
     """What was written, and which texts have ended."""
 
     seen: Seen
-    over: Bool[Array, " P"]
-    stopped: Bool[Array, " P"]
+    over: Bool[Array, " prompts"]
+    stopped: Bool[Array, " prompts"]
     """Those that a token of `Ends` has ended."""
 
     @classmethod
@@ -22,7 +22,7 @@ class Texts(NamedTuple):
         none = jnp.zeros(seen.length.shape, bool)
         return cls(seen, none, none)
 
-    def add(self, token: Int[Array, " P"], ends: Ends) -> "Texts":
+    def add(self, token: Int[Array, " prompts"], ends: Ends) -> "Texts":
         """With one token more of each text that has not ended."""
         (tokens, length, prompt), over, stopped = self
         stopped |= ~over & ends.reached(token)

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-Scores = Float[np.ndarray, "S N"]
+Scores = Float[np.ndarray, "seeds documents"]
 """A sum for each of S runs and N documents: nats, say, over the document's targets."""
-Weights = Float[np.ndarray, " N"]
+Weights = Float[np.ndarray, " documents"]
 """What a document's sums are divided by: its tokens, or its bytes."""
 
 
@@ -79,7 +79,7 @@ def mean(scores: Scores, weights: Weights) -> Estimate:
 
 
 def difference(
-    a: Scores, b: Float[np.ndarray, "R N"], weights: Weights, paired_runs: bool
+    a: Scores, b: Float[np.ndarray, "draws documents"], weights: Weights, paired_runs: bool
 ) -> Estimate:
     """`mean(a) - mean(b)` over the same documents, whose own difficulty cancels.
 
@@ -119,7 +119,7 @@ def _of_runs(scores: Scores, weights: Weights) -> Part:
         return Part(float(means.var(ddof=1)) / len(means), len(means) - 1)
 
 
-def _estimate(sums: Float[np.ndarray, " N"], weights: Weights, runs: Part) -> Estimate:
+def _estimate(sums: Float[np.ndarray, " documents"], weights: Weights, runs: Part) -> Estimate:
     total, n = weights.sum(), len(weights)
     value = float(sums.sum() / total)
     if n < 2 or not np.isfinite(sums).all():

@@ -109,8 +109,8 @@ class Generator:
 
         def begin(
             params: Params,
-            last: Float[Array, "P D"],
-            hidden: Float[Array, "P t D"] | None,
+            last: Float[Array, "prompts D"],
+            hidden: Float[Array, "prompts t D"] | None,
             state: State,
             seen: Seen,
             ends: Ends,
@@ -120,7 +120,11 @@ class Generator:
             return search.begin(read(params, last, state), seen, hidden, ends)
 
         def steps(
-            params: Params, per_token: PerToken, going: Any, keys: Key[Array, " P"], ends: Ends
+            params: Params,
+            per_token: PerToken,
+            going: Any,
+            keys: Key[Array, " prompts"],
+            ends: Ends,
         ):
             def reader(tokens: Int[Array, " B"], state: State) -> Read:
                 batch = Batch(tokens[:, None], segments=jnp.ones((len(tokens), 1), jnp.int32))
@@ -221,7 +225,9 @@ class Generator:
             if all(part.over for part in parts):
                 return
 
-    def _found(self, begun: Sequence[Begun]) -> Iterator[tuple[Found, Bool[np.ndarray, " P"]]]:
+    def _found(
+        self, begun: Sequence[Begun]
+    ) -> Iterator[tuple[Found, Bool[np.ndarray, " prompts"]]]:
         """What was found after each `STEPS` tokens, and which rows are over, until all are."""
         spare = -len(begun) % self._cut.rows  # rows for devices that would have none
         texts, prompts, new, becomes, keys = zip(*begun, *[begun[-1]] * spare, strict=True)
@@ -290,7 +296,9 @@ def _check_ids(what: str, ids: Ids, model: LM) -> None:
         )
 
 
-def _to_the_front(hidden: Float[Array, "P t D"], seen: Seen) -> Float[Array, "P S D"]:
+def _to_the_front(
+    hidden: Float[Array, "prompts t D"], seen: Seen
+) -> Float[Array, "prompts length D"]:
     """What was padded in front, padded behind, as tokens are."""
     t, S = hidden.shape[1], seen.tokens.shape[1]
     at = jnp.arange(S) + (t - seen.length[:, None])

@@ -1,4 +1,4 @@
-"""A trained model as a folder that anybody's transformers reads."""
+"""A trained model as a folder: for transformers, or as BlinkDL publishes his RWKV."""
 
 import json
 from collections.abc import Iterator
@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from lcx import spec
+from lcx.huggingface.blinkdl import VERSIONS
 from lcx.huggingface.config import Config
 from lcx.huggingface.families import FAMILIES
 from lcx.huggingface.family import Family
 from lcx.huggingface.folder import CONFIG, INDEX, SINGLE
 from lcx.huggingface.tensors import written
-from lcx.mixers import GatedDeltaNet, SoftmaxAttention
+from lcx.mixers import RWKV7, GatedDeltaNet, SoftmaxAttention
 from lcx.model import LM
 from lcx.types import Params, Policy
 
@@ -23,18 +24,19 @@ SHARD = 4 * 2**30
 
 
 def family_of(model: LM) -> tuple[Family, dict[str, Any]]:
-    """The family that has this architecture, and its config.
+    """The family that has this architecture, and its config: of transformers' first.
 
     Raises ValueError where none has, with what the nearest lacks.
     """
     wanted, nearest = _plain(model), None
-    for family in FAMILIES:
-        config, differs = _fit(family, model, wanted)
+    families = (*FAMILIES, *VERSIONS)
+    for family in families:
+        config, differs = _fit(family, wanted)
         if config is not None and not differs:
             return family, config
         if differs and (nearest is None or len(differs) < len(nearest[1])):
             nearest = family.kinds[0], differs
-    known = ", ".join(kind for family in FAMILIES for kind in family.kinds)
+    known = ", ".join(kind for family in families for kind in family.kinds)
     if nearest is None:
         parts = dict.fromkeys(type(s).__name__ for b in model.pattern for s in b.sublayers.values())
         raise ValueError(
@@ -44,10 +46,10 @@ def family_of(model: LM) -> tuple[Family, dict[str, Any]]:
     raise ValueError(f"no published family is this model; {kind} is near: {'; '.join(differs[:3])}")
 
 
-def _fit(family: Family, model: LM, wanted: LM) -> tuple[dict[str, Any] | None, list[str]]:
+def _fit(family: Family, wanted: LM) -> tuple[dict[str, Any] | None, list[str]]:
     """The config that a family has for a model, and in what it tells another."""
     try:
-        config = family.write(model)
+        config = family.write(wanted)
         if config is None:
             return None, []
         told = family.read(Config(config, "its config"))
@@ -73,6 +75,8 @@ def _told(block: Any, model: LM) -> Any:
         mixer = replace(mixer, head_width=own, scale=scale, kv_heads=mixer.groups)
     if isinstance(mixer, GatedDeltaNet):
         mixer = replace(mixer, key_heads=mixer.groups)
+    if isinstance(mixer, RWKV7):
+        mixer = replace(mixer, **mixer.ranks(model.width))
     return replace(block, mixer=mixer, channel=channel, dropout=0.0)
 
 
@@ -97,6 +101,7 @@ def write_model(
 ) -> None:
     """config.json and safetensors, in the dtype of the parameters, in a folder that is empty.
 
+    RWKV-5 to 7, which transformers does not have, as BlinkDL publishes them: without a config.
     length: of the texts of its training. bos: the id that begins a text, and ends the one before.
     Raises ValueError for a model that no family has, FileExistsError for a folder that holds
     something; nothing is written then.
@@ -104,7 +109,14 @@ def write_model(
     family, config = family_of(model)
     check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    dtype = model.policy.params
+    if family not in VERSIONS:
+        _write_config(folder, config, model.policy.params, length, bos)
+    _write_tensors(folder, written(family, model, params))
+
+
+def _write_config(
+    folder: Path, config: dict[str, Any], dtype: str, length: int | None, bos: int | None
+) -> None:
     # transformers takes a family's own ids of these, where a config says none
     ids = {"bos_token_id": bos, "eos_token_id": bos, "pad_token_id": None}
     kind = config["model_type"]
@@ -113,7 +125,6 @@ def write_model(
         config = {LENGTH.get(kind, "max_position_embeddings"): length} | config
     config = config | ids | {"dtype": dtype, "torch_dtype": dtype}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    _write_tensors(folder, written(family, model, params))
 
 
 def _write_tensors(folder: Path, named: Iterator[tuple[str, np.ndarray]]) -> None:

@@ -53,6 +53,7 @@ class Family(Protocol):
     def write(self, model: LM) -> dict[str, Any] | None:
         """The config of an architecture, `model_type` among it; None: another family's.
 
+        Where a width or a number of heads follows from another, the architecture says both.
         May be of a model that differs in what the family does not have: the writer reads it back.
         """
         ...

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,11 @@ class Folder:
 
     path: Path
     name: str
+
+    @property
+    def told_by(self) -> str:
+        """What tells the config, in messages."""
+        return str(self.path / CONFIG)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -52,12 +58,12 @@ class Folder:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all tensors; reads the files' headers alone."""
-        found = {}
-        for path in dict.fromkeys(self.files.values()):
-            with self._open(path) as file:
-                names = [name for name, held in self.files.items() if held == path]
-                found |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
-        return found
+        return {name: tuple(header.get_shape()) for name, header in self._headers()}
+
+    @cached_property
+    def dtypes(self) -> set[str]:
+        """Those that tensors have, in the words of safetensors ("F32", "BF16")."""
+        return {header.get_dtype() for _, header in self._headers()}
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """A tensor, or the part of it at an index."""
@@ -74,7 +80,18 @@ class Folder:
         _ = self.config  # says what is no folder of a model
         digests = {path: _digest(path) for path in dict.fromkeys(self.files.values())}
         held = (part for n in sorted(self.files) for part in (n, digests[self.files[n]]))
-        return str(Digest(_digest(self.path / CONFIG), *held))
+        return str(Digest(*self._beside(), *held))
+
+    def _headers(self) -> Iterator[tuple[str, Any]]:
+        """Each tensor, of which nothing is read before it is sliced."""
+        for path in dict.fromkeys(self.files.values()):
+            with self._open(path) as file:
+                for name in (name for name, held in self.files.items() if held == path):
+                    yield name, file.get_slice(name)
+
+    def _beside(self) -> tuple[bytes, ...]:
+        """Digests of what is read beside the weights."""
+        return (_digest(self.path / CONFIG),)
 
     def _json(self, path: Path) -> dict[str, Any]:
         if self.path.is_file():
@@ -120,7 +137,7 @@ class Folder:
         pickled = sorted(p.name for s in ("bin", "pth", "pt") for p in self.path.glob(f"*.{s}"))
         if pickled:
             said = f" in {self.path}; {pickled[0]} is a pickle, which may run code, and is not read"
-            return f"{said}: convert it by {_conversion(pickled[0])}"
+            return f"{said}: convert it by {_conversion(self.path / pickled[0])}"
         return f" in {self.path}"
 
     @contextmanager
@@ -136,13 +153,16 @@ class Folder:
             ) from error
 
 
-def _conversion(pickled: str) -> str:
+def _conversion(pickled: Path) -> str:
     """What makes safetensors of a pickle, and runs nothing that is in it."""
-    if pickled.endswith(".bin"):  # as transformers has them, with a config beside
+    if pickled.suffix == ".bin":  # as transformers has them, with a config beside
         return "transformers, AutoModelForCausalLM.from_pretrained(folder).save_pretrained(another)"
+    # of tensors that may be on a GPU, views of others, or parts of one
     return (
-        'python -c "import torch, safetensors.torch as s; '
-        f"s.save_file(torch.load('{pickled}', weights_only=True), '{SINGLE}')\""
+        'python -c "import sys, torch, safetensors.torch as s; '
+        "t = torch.load(sys.argv[1], 'cpu', weights_only=True); "
+        "s.save_file({n: t.pop(n).clone(memory_format=torch.contiguous_format) for n in [*t]}, "
+        f'sys.argv[2])" {quote(str(pickled))} {quote(str(pickled.with_name(SINGLE)))}'
     )
 
 

@@ -10,11 +10,13 @@ import numpy as np
 
 from lcx.block import Block
 from lcx.cache import Digest
+from lcx.huggingface.blinkdl import VERSIONS
 from lcx.huggingface.config import Config
 from lcx.huggingface.families import FAMILIES
 from lcx.huggingface.family import Family
-from lcx.huggingface.folder import CONFIG, Folder
+from lcx.huggingface.folder import Folder
 from lcx.huggingface.peft import PeftFolder
+from lcx.huggingface.state_dict import StateDict, folder_at
 from lcx.huggingface.tensors import read_parameters, tensors
 from lcx.model import LM
 from lcx.parallel.mesh import Mesh, make_mesh, shardings
@@ -33,7 +35,8 @@ COMPUTED = (
 class Pretrained:
     """The weights of a published model: a folder with `config.json` and safetensors.
 
-    Of the families in `lcx.huggingface.FAMILIES`. An experiment begins from it by
+    Of the families in `lcx.huggingface.FAMILIES`; or, without a config, RWKV-4 to 7 as BlinkDL
+    publishes them: the state dict alone, as safetensors. An experiment begins from it by
     `init_from=Pretrained(folder)`; its model is `Pretrained(folder).model()`, or one whose
     parameters have the same shapes, under another position scheme for instance.
 
@@ -52,7 +55,7 @@ class Pretrained:
         Raises FileNotFoundError without a config, ValueError for what lcx does not have, and for
         anything in the config that it does not know.
         """
-        config = Config(self._files.config, f"{self}: {self._files.path / CONFIG}")
+        config = Config(self._files.config, f"{self}: {self._files.told_by}")
         model = self.family.read(config)
         config.rest()
         if position is None:
@@ -153,14 +156,14 @@ class Pretrained:
     def family(self) -> Family:
         """By its config's `model_type`. Raises ValueError for one that is not known."""
         kind = self._files.config.get("model_type")
-        known = {kind: family for family in FAMILIES for kind in family.kinds}
+        families = VERSIONS if isinstance(self._files, StateDict) else FAMILIES
+        known = {kind: family for family in families for kind in family.kinds}
         if kind not in known:
             named = "names no model_type" if kind is None else f"is of model_type {kind!r}"
             near = difflib.get_close_matches(str(kind), known, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ValueError(
-                f"{self}: {self._files.path / CONFIG} {named}{hint}; those known are "
-                f"{', '.join(known)}"
+                f"{self}: {self._files.told_by} {named}{hint}; those known are {', '.join(known)}"
             )
         return known[kind]
 
@@ -172,7 +175,7 @@ class Pretrained:
 
     @cached_property
     def _files(self) -> Folder:
-        return Folder(resolved(self.folder), str(self))
+        return folder_at(resolved(self.folder), str(self))
 
 
 def _position(block: Block) -> PositionScheme | None:

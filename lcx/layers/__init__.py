@@ -1,6 +1,14 @@
 """Norms, channel mixers and what else blocks are made of, beside token mixers."""
 
-from lcx.layers.channels import CHANNELS, MLP, GeGLU, RWKV7ChannelMix, RWKVChannelMix, SwiGLU
+from lcx.layers.channels import (
+    CHANNELS,
+    MLP,
+    GeGLU,
+    RWKV6ChannelMix,
+    RWKV7ChannelMix,
+    RWKVChannelMix,
+    SwiGLU,
+)
 from lcx.layers.norms import NORMS, LayerNorm, Norm, RMSNorm, ZeroCentredRMSNorm
 
 __all__ = [
@@ -11,6 +19,7 @@ __all__ = [
     "LayerNorm",
     "Norm",
     "RMSNorm",
+    "RWKV6ChannelMix",
     "RWKV7ChannelMix",
     "RWKVChannelMix",
     "SwiGLU",

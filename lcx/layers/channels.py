@@ -1,5 +1,6 @@
 """Channel mixers: what a block does to each token by itself, or with the one before it."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -10,8 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcx.dense import linear, residual, uniform, vector, zeros
-from lcx.layers.rwkv import LastToken, blend, rwkv_depth, token_mix, token_shift
-from lcx.ops import sums
+from lcx.layers.rwkv import LastToken, blend, blend_back, rwkv_depth, token_mix, token_shift
 from lcx.types import Context, Dims, Output, Params, State, absent_fields
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
@@ -106,23 +106,30 @@ class MLP:
 
 
 @dataclass(frozen=True)
-class RWKVChannelMix:
-    """RWKV-4's gated channel mix: sigmoid(r) * relu(k)^2 V, on token-shifted inputs.
-
-    Peng et al. 2023, equations 17 to 18. RWKV-5's and 6's is the same function (6 writes 1 - mix
-    for mix), 3.5 times as wide as the model. State: the last token.
-    """
+class _RWKVGated(ABC):
+    """sigmoid(r) * relu(k)^2 V, on token-shifted inputs."""
 
     hidden: int | None = None
-    """F; None: four times the width."""
+    """F; None: four times the width, of RWKV-6 3.5 times."""
+
+    widening: ClassVar[float]
 
     def width(self, model: int) -> int:
         """F, in a model of this width."""
-        return self.hidden or 4 * model
+        return self.hidden or int(self.widening * model)
+
+    @abstractmethod
+    def first_mix(self, dims: Dims) -> Float[Array, " D"]:
+        """Both mixes before training."""
+
+    @abstractmethod
+    def mixed(
+        self, mix: nnx.Param, x: Float[Array, "B T D"], previous: Float[Array, "B T D"]
+    ) -> Float[Array, "B T D"]:
+        """Each token and the one before it."""
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
-        hidden = self.width(dims.model)
-        mix = token_mix(dims, 1 - dims.layer / dims.layers)
+        hidden, mix = self.width(dims.model), self.first_mix(dims)
         return nnx.Dict(
             mix_k=vector(mix),
             mix_r=vector(mix),
@@ -138,10 +145,47 @@ class RWKVChannelMix:
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
         previous, last = token_shift(x, ctx, absent_fields(state, LastToken).last)
-        k = params.key(blend(params.mix_k, x, previous))
-        r = params.receptance(blend(params.mix_r, x, previous))
+        k = params.key(self.mixed(params.mix_k, x, previous))
+        r = params.receptance(self.mixed(params.mix_r, x, previous))
         y = jax.nn.sigmoid(r) * params.value(jnp.square(jax.nn.relu(k)))
         return Output(y, state and LastToken(last))
+
+
+@dataclass(frozen=True)
+class RWKVChannelMix(_RWKVGated):
+    """RWKV-4's gated channel mix: sigmoid(r) * relu(k)^2 V, on token-shifted inputs.
+
+    Peng et al. 2023, equations 17 to 18. RWKV-5's is the same, 3.5 times as wide as the model.
+    State: the last token.
+    """
+
+    widening: ClassVar[float] = 4
+
+    def first_mix(self, dims: Dims) -> Float[Array, " D"]:
+        return token_mix(dims, 1 - dims.layer / dims.layers)
+
+    def mixed(
+        self, mix: nnx.Param, x: Float[Array, "B T D"], previous: Float[Array, "B T D"]
+    ) -> Float[Array, "B T D"]:
+        return blend(mix, x, previous)
+
+
+@dataclass(frozen=True)
+class RWKV6ChannelMix(_RWKVGated):
+    """RWKV-6's channel mix: RWKV-4's, with a mix that is the share of the token before.
+
+    Peng et al. 2024 (arXiv:2404.05892), section 4. State: the last token.
+    """
+
+    widening: ClassVar[float] = 3.5
+
+    def first_mix(self, dims: Dims) -> Float[Array, " D"]:
+        return 1 - token_mix(dims, (1 - dims.layer / dims.layers) ** 3)
+
+    def mixed(
+        self, mix: nnx.Param, x: Float[Array, "B T D"], previous: Float[Array, "B T D"]
+    ) -> Float[Array, "B T D"]:
+        return blend_back(mix, x, previous)
 
 
 @dataclass(frozen=True)
@@ -175,10 +219,10 @@ class RWKV7ChannelMix:
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
         previous, last = token_shift(x, ctx, absent_fields(state, LastToken).last)
-        k = params.key(x + (previous - x) * sums.spread(params.mix[...], x))
+        k = params.key(blend_back(params.mix, x, previous))
         return Output(params.value(jnp.square(jax.nn.relu(k))), state and LastToken(last))
 
 
 CHANNELS: dict[str, type] = {
-    c.__name__: c for c in (SwiGLU, GeGLU, MLP, RWKVChannelMix, RWKV7ChannelMix)
+    c.__name__: c for c in (SwiGLU, GeGLU, MLP, RWKVChannelMix, RWKV6ChannelMix, RWKV7ChannelMix)
 }

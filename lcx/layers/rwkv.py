@@ -41,8 +41,15 @@ def token_mix(dims: Dims, power: float | Float[Array, ""]) -> Float[Array, " D"]
 def blend(
     mix: nnx.Param, x: Float[Array, "B T D"], previous: Float[Array, "B T D"]
 ) -> Float[Array, "B T D"]:
-    """mix of the current token, the rest of the one before (RWKV-4, 5; 6 and 7 turn it round)."""
+    """mix of the current token, the rest of the one before: RWKV-4's and 5's."""
     return previous + (x - previous) * sums.spread(mix[...], x)
+
+
+def blend_back(
+    mix: nnx.Param, x: Float[Array, "B T D"], previous: Float[Array, "B T D"]
+) -> Float[Array, "B T D"]:
+    """mix of the token before, the rest of the current one: RWKV-6's and 7's."""
+    return x + (previous - x) * sums.spread(mix[...], x)
 
 
 def rwkv_depth(dims: Dims) -> tuple[float | Float[Array, ""], float | Float[Array, ""]]:

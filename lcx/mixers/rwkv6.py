@@ -33,7 +33,7 @@ class RWKV6:
     """RWKV-6's time mix, Finch (Peng et al. 2024, arXiv:2404.05892): RWKV-5's, by the data.
 
     How much of the token before is mixed in, and how fast each feature decays, depend on the token
-    through low-rank maps. Belongs with LayerNorm blocks, `RWKVChannelMix` and a norm on the
+    through low-rank maps. Belongs with LayerNorm blocks, `RWKV6ChannelMix` and a norm on the
     embedding. State: the last token, one K x K matrix per head. Fixed size.
     """
 
@@ -48,12 +48,12 @@ class RWKV6:
         depth, to_end = rwkv_depth(dims)
         decay, bonus = rwkv_decay(dims)
         mix, half = token_mix(dims, to_end), token_mix(dims, 0.5 * to_end)
-        first = {"w": mix, "k": mix, "v": mix + 0.3 * depth, "r": half, "g": half}
+        mixes = {"w": mix, "k": mix, "v": mix + 0.3 * depth, "r": half, "g": half}
         square = (D, D, ("embed", "heads"), rngs)
         small, dtype = uniform(0.01), jnp.dtype(dims.policy.params)
         return nnx.Dict(
             mix_x=vector(1 - mix),
-            mix=vector(jnp.stack([1 - first[n] for n in MIXES]).astype(dtype)),
+            **{f"mix_{n}": vector((1 - mixes[n]).astype(dtype)) for n in MIXES},
             mix_in=linear(dims, D, 5 * self.mix_rank, ("embed", None), rngs, zeros),
             mix_out=matrix(small(rngs.params(), (5, self.mix_rank, D), dtype)),
             decay=vector(decay),
@@ -91,7 +91,8 @@ class RWKV6:
         low = jnp.tanh(params.mix_in(x + step * sums.spread(params.mix_x[...], x)))
         low = low.reshape(*low.shape[:2], 5, self.mix_rank)
         more = jnp.einsum("btmr,mrd->btmd", low, params.mix_out[...].astype(x.dtype))
-        mixed = x[:, :, None] + step[:, :, None] * (sums.spread(params.mix[...], more) + more)
+        mix = jnp.stack([params[f"mix_{n}"][...] for n in MIXES])
+        mixed = x[:, :, None] + step[:, :, None] * (sums.spread(mix, more) + more)
         w, k, v, r, g = (mixed[:, :, i] for i in range(5))
         r = split_heads(params.receptance(r), self.heads)
         k = split_heads(params.key(k), self.heads)

@@ -54,6 +54,21 @@ class RWKV7:
     """
 
     heads: int = 4
+    decay_rank: int | None = None
+    """Of the low-rank map to the decay; None: 2.5 sqrt(D), in multiples of 32."""
+    rate_rank: int | None = None
+    """To the rate of replacement; None: as of the decay."""
+    first_rank: int | None = None
+    """To the share of the first layer's values; None: 1.7 sqrt(D), in multiples of 32."""
+    gate_rank: int | None = None
+    """To the gate; None: 5 sqrt(D), in multiples of 32."""
+
+    def ranks(self, model: int) -> dict[str, int]:
+        """Each rank, in a model of this width."""
+        factors = {"decay_rank": 2.5, "rate_rank": 2.5, "first_rank": 1.7, "gate_rank": 5.0}
+        usual = {n: max(32, round(f * model**0.5 / 32) * 32) for n, f in factors.items()}
+        given = {n: getattr(self, n) for n in factors}
+        return usual | {n: rank for n, rank in given.items() if rank is not None}
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
         # As in the original code. Its first layer has no value mix; here it has one that nothing
@@ -67,8 +82,10 @@ class RWKV7:
         decay = -6 + 6 * (channel / max(D - 1, 1)) ** (1 + depth**0.3)
         powers = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
 
-        def low_rank(factor: float) -> nnx.Dict:
-            rank = max(32, round(factor * D**0.5 / 32) * 32)
+        ranks = self.ranks(D)
+
+        def low_rank(name: str) -> nnx.Dict:
+            rank = ranks[f"{name}_rank"]
             gain = 0.1 * max(1.0, (rank / D) ** 0.5)
             return nnx.Dict(
                 down=linear(dims, D, rank, ("embed", None), rngs, zeros),
@@ -81,12 +98,12 @@ class RWKV7:
         return nnx.Dict(
             **{f"mix_{n}": vector(1 - token_mix(dims, p * to_end)) for n, p in powers.items()},
             decay=vector(decay + 0.5 + 2.5 * zigzag, rate=2.0),
-            decay_low=low_rank(2.5),
+            decay_low=low_rank("decay"),
             rate=vector(-0.19 + 0.3 * zigzag + 0.4 * line),
-            rate_low=low_rank(2.5),
+            rate_low=low_rank("rate"),
             first=vector(0.73 - 0.4 * line),
-            first_low=low_rank(1.7),
-            gate_low=low_rank(5.0),
+            first_low=low_rank("first"),
+            gate_low=low_rank("gate"),
             removal=vector(0.71 - 0.1 * line),
             replaced=vector(jnp.full(D, 1.02)),
             bonus=vector(jnp.full((self.heads, width), -0.04)),
@@ -148,7 +165,8 @@ class RWKV7:
         decay = low_rank("decay_low", xw, jnp.tanh).astype(jnp.float32) + params.decay[...]
         gate = low_rank("gate_low", xg, jax.nn.sigmoid)
 
-        removal = l2_normalise(split_heads(k * parameter("removal"), self.heads))
+        # keys are small at first, their squares far below the usual eps of 1e-6
+        removal = l2_normalise(split_heads(k * parameter("removal"), self.heads), 1e-12)
         k = k * (1 + (rate - 1) * parameter("replaced"))
         r, k, v, rate = (split_heads(a, self.heads) for a in (r, k, v, rate))
         o, S = diagonal_delta_rule(

@@ -1,4 +1,4 @@
-"""Softmax attention: one function in three forms, and the union of two sets of keys.
+"""Softmax attention: one function in several forms, and the union of two sets of keys.
 
     o_t = sum_s softmax_s(scale q_t . k_s) v_s      over the keys s that query t may see
 
@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from lcx.kernels import FASTEST_THERE_IS, Kernels, chosen
 from lcx.ops.blockwise import blockwise
+from lcx.ops.fused_attention import fused, lacking, unfit
 from lcx.ops.tiles import MASK_VALUE, Offset, Positions, Scoring, Segments
 
 
@@ -64,11 +65,13 @@ def attention(
         bias: added to the scores, after scale and cap.
         decay: log-decays, of each feature's product by each token between query and key, counted
             by their indices: q_t . (exp(decay) ** (offset + t - s) * k_s) (xPos). At most 0.
-        kernels: the plain form takes T x S memory; the fast one goes tile by tile, and makes the
-            scores of at most `FEW` queries at once.
+        kernels: the plain form takes T x S memory; the fast ones go tile by tile, and make the
+            scores of at most `FEW` queries at once. "pallas" keeps tiles on the chip of an NVIDIA
+            GPU; it is taken there wherever it can (`lcx.ops.fused_attention.unfit`).
 
     A query that sees no key gives 0 and lse = MASK_VALUE (-1e30, finite), and has gradient 0.
-    Differentiable in reverse mode, once. Raises ValueError when shapes or options do not fit.
+    Differentiable in reverse mode, once. Raises ValueError when shapes or options do not fit, or
+    where "pallas" is asked for and cannot run.
     """
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
         raise ValueError(f"q, k, v must be [B T H K], [B S G K], [B S G V]; {_shapes(q, k, v)}")
@@ -99,16 +102,21 @@ def attention(
                 f"{len(bias.slopes)} and {shapes[0]} and {shapes[1]}"
             )
 
+    form = chosen("attention", kernels)
     # tiles leave out what lies before the window
-    few = T <= FEW and (window is None or 2 * window > S)
-    form = _at_once if few else blockwise
-    if chosen("attention", kernels) == "reference":
-        form = _reference
+    few = T <= FEW and (window is None or 2 * window > S) and form != "reference"
+    if form == "pallas":
+        if reason := lacking():
+            raise ValueError(f"kernels 'pallas': softmax attention cannot run so: {reason}")
+        if unfit(q, k, v, offset):
+            form = "xla"
+    forms = {"reference": _reference, "xla": blockwise, "pallas": fused}
+    run = _at_once if few else forms[form]
     slopes, positions = (None, None) if bias is None else bias
     scoring = Scoring(K**-0.5 if scale is None else scale, window, softcap, slopes)
     if decay is not None:
         q, k = _decayed(q, k, offset, decay)
-    o, lse = form(q.reshape(B, T, G, H // G, K), k, v, offset, scoring, segments, positions)
+    o, lse = run(q.reshape(B, T, G, H // G, K), k, v, offset, scoring, segments, positions)
     return o.reshape(B, T, H, -1).astype(q.dtype), lse.reshape(B, T, H)
 
 
@@ -167,18 +175,18 @@ def merge(
 
 def attend_few(
     q: Float[Array, "B T H K"],
-    k: Float[Array, "B U N G K"],
-    v: Float[Array, "B U N G V"],
-    seen: Bool[Array, "B T N"],
+    k: Float[Array, "B own few G K"],
+    v: Float[Array, "B own few G V"],
+    seen: Bool[Array, "B T few"],
     *,
     scale: float | None = None,
     softcap: float | None = None,
     bias: Bias | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
-    """Attention of each query to N keys of its own, or (U = 1) of its row: (o, lse).
+    """Attention of each query to few keys of its own, or (own = 1) of its row: (o, lse).
 
-    For a small N: all T x N scores are made. `seen` says which of the N a query may see; `bias`
-    has the positions of the N, in each row [B N].
+    All scores are made. `seen` says which of the few a query may see; `bias` has their positions,
+    in each row [B few].
     """
     B, T, H, K = q.shape
     G = k.shape[3]

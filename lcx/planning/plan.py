@@ -21,11 +21,11 @@ from rich.table import Table
 
 from lcx.cost import state_bytes, training_flops, uncounted, uncounted_note
 from lcx.experiment import Experiment, check_cuts, choose
-from lcx.experiment_file import load
 from lcx.model import count_parameters
 from lcx.planning.chips import CHIPS, Chip, chip_named
 from lcx.planning.compiled import Measured, fit, measure
 from lcx.planning.reading import Reading, measure_reading
+from lcx.training.kept import open_experiments
 from lcx.wording import short_bytes, short_length, short_number
 
 
@@ -171,7 +171,7 @@ def elsewhere(argv: list[str], devices: int) -> Plan:
 
 def main(file: str, name: str, chip: str, *assignments: str) -> None:
     """The other process: the plan of one variant as a line of JSON."""
-    experiments, _ = choose(load(Path(file)).experiments, name, assignments)
+    experiments, _ = choose(open_experiments(Path(file)).experiments, name, assignments)
     print(json.dumps(asdict(plan(name, experiments[name], chip))))
 
 

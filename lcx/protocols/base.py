@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lcx.decoding import Decoding, Search
 from lcx.protocols.measures import ACCURACY, BITS, PERPLEXITY, Measure, token_scores
@@ -32,6 +32,19 @@ class Text(NamedTuple):
     """The byte at which each token begins."""
     spans: tuple[tuple[int, int], ...] = ()
     """Bytes [first, last) that are to be scored, for `SameTargets`."""
+    scored: Bool[np.ndarray, "_"] | None = None
+    """Which tokens may be scored: of a conversation the answers, say. None: all."""
+
+    def scores(self, context: int, first: int, last: int, seen: int) -> "tuple[Score, ...]":
+        """Of its tokens [first, last), those that may be scored, in runs.
+
+        They are in an excerpt of BOS and its tokens from `seen` on.
+        """
+        if self.scored is None:
+            return (Score(context, 1 + first - seen, 1 + last - seen),)
+        runs = np.flatnonzero(np.diff(np.pad(self.scored[first:last].astype(np.int8), 1)))
+        runs = (1 + first - seen + runs).reshape(-1, 2)
+        return tuple(Score(context, a, b) for a, b in runs.tolist())
 
     @property
     def parts(self) -> int:

@@ -8,7 +8,6 @@ from lcx.protocols.base import (
     CONTEXTS,
     EvaluationProtocol,
     Excerpt,
-    Score,
     Text,
     check_contexts,
     with_bos,
@@ -47,5 +46,7 @@ class ByPosition(EvaluationProtocol):
 
     def excerpts(self, text: Text, bos: int) -> Iterator[Excerpt]:
         edges = (0, *self.contexts)
-        scores = (Score(c, 1 + a, 1 + c) for a, c in zip(edges, self.contexts, strict=False))
-        yield Excerpt(with_bos(bos, text.ids[: self.length]), tuple(scores))
+        points = zip(edges, self.contexts, strict=False)
+        scores = tuple(score for a, c in points for score in text.scores(c, a, c, seen=0))
+        if scores:
+            yield Excerpt(with_bos(bos, text.ids[: self.length]), scores)

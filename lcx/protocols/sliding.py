@@ -8,7 +8,6 @@ from lcx.protocols.base import (
     CONTEXTS,
     EvaluationProtocol,
     Excerpt,
-    Score,
     Text,
     check_contexts,
     with_bos,
@@ -20,8 +19,8 @@ class Sliding(EvaluationProtocol):
     """Windows of c tokens that advance by `stride` through the first `span` tokens of a document.
 
     Each window scores its last `stride` tokens (the first scores all it holds), so a token is
-    scored once, after c - stride to c tokens. Press et al. 2022, appendix B; used by YaRN and
-    LongLoRA.
+    scored once, after c - stride to c tokens; of a conversation the answers alone. Press et al.
+    2022, appendix B; used by YaRN and LongLoRA.
     """
 
     contexts: tuple[int, ...] = CONTEXTS
@@ -67,6 +66,7 @@ class Sliding(EvaluationProtocol):
             scored = 0
             while scored < self.length:
                 end = min(scored + self.stride if scored else c, self.length)
-                read = with_bos(bos, text.ids[max(0, end - c) : end])
-                yield Excerpt(read, (Score(c, len(read) - (end - scored), len(read)),))
+                seen = max(0, end - c)
+                if scores := text.scores(c, scored, end, seen):
+                    yield Excerpt(with_bos(bos, text.ids[seen:end]), scores)
                 scored = end

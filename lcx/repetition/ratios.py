@@ -31,12 +31,12 @@ class Ratio(NamedTuple):
 class Ratios(NamedTuple):
     """The ratios of N texts, or of N texts cut at each of L lengths."""
 
-    part: Float[np.ndarray, "*L N"]
-    whole: Float[np.ndarray, "*L N"]
+    part: Float[np.ndarray, "*lengths texts"]
+    whole: Float[np.ndarray, "*lengths texts"]
 
     def scores(
         self, convention: Convention
-    ) -> tuple[Float[np.ndarray, "*L N"], Float[np.ndarray, "*L N"]]:
+    ) -> tuple[Float[np.ndarray, "*lengths texts"], Float[np.ndarray, "*lengths texts"]]:
         """Sums and weights, whose quotient is the mean: what `lcx.evaluation.intervals` takes.
 
         Of the texts at length i: `intervals.mean(sums[i][None], weights[i])`. A text that has
@@ -48,7 +48,7 @@ class Ratios(NamedTuple):
         values = np.divide(self.part, self.whole, out=np.zeros_like(self.part), where=some)
         return values, some.astype(float)
 
-    def mean(self, convention: Convention) -> Float[np.ndarray, "*L"]:
+    def mean(self, convention: Convention) -> Float[np.ndarray, "*lengths"]:
         """Over the texts; NaN where none has anything to count."""
         sums, weights = (x.sum(axis=-1) for x in self.scores(convention))
         return np.divide(sums, weights, out=np.full_like(sums, np.nan), where=weights > 0)

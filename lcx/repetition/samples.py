@@ -10,10 +10,10 @@ from jaxtyping import Float
 from lcx.repetition.ngrams import Numbers, Tokens, ngrams
 from lcx.repetition.ratios import Ratios
 
-Similarities = Float[np.ndarray, "N N"]
+Similarities = Float[np.ndarray, "texts texts"]
 
 
-def self_bleu(samples: Sequence[Tokens], n: int = 4) -> Float[np.ndarray, " N"]:
+def self_bleu(samples: Sequence[Tokens], n: int = 4) -> Float[np.ndarray, " texts"]:
     """The BLEU of each sample with all others as references (Zhu et al. 2018, arXiv:1802.01886).
 
     1: each could be put together from the others; 0: no token is shared. BLEU is Papineni et al.'s
@@ -37,7 +37,7 @@ def self_bleu(samples: Sequence[Tokens], n: int = 4) -> Float[np.ndarray, " N"]:
     return np.where(some, np.exp(logs + _brevity(lengths)), 0.0)
 
 
-def _clipped_matches(found: Sequence[Numbers]) -> Float[np.ndarray, " N"]:
+def _clipped_matches(found: Sequence[Numbers]) -> Float[np.ndarray, " texts"]:
     """Each text's n-grams, each as often as it stands in that other text that has most of it."""
     size = len(found)
     owner = np.repeat(np.arange(size), [len(x) for x in found])
@@ -51,7 +51,7 @@ def _clipped_matches(found: Sequence[Numbers]) -> Float[np.ndarray, " N"]:
     return np.bincount(owner, np.minimum(counts, others), minlength=size).astype(float)
 
 
-def _brevity(lengths: Sequence[int]) -> Float[np.ndarray, " N"]:
+def _brevity(lengths: Sequence[int]) -> Float[np.ndarray, " texts"]:
     """The logarithm of BLEU's penalty for a text shorter than the reference nearest to it."""
     logs = np.zeros(len(lengths))
     for i, length in enumerate(lengths):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lcx import spec
 from lcx.experiment import Experiment, types
-from lcx.experiment_file import ExperimentFile, run_file
+from lcx.experiment_file import ExperimentFile, load, open_published, run_file
+from lcx.huggingface.state_dict import holds_model
 from lcx.own_code import OwnCode
 from lcx.training.runs import Run
 
@@ -38,6 +39,13 @@ def runs_in(folder: Path) -> list[Run]:
         return (0 if origin is None else origin.place, run.name)
 
     return sorted(found, key=place)
+
+
+def open_experiments(path: Path) -> ExperimentFile:
+    """The experiments of a file; of a folder of runs; or of a published model, as it is."""
+    if not path.is_dir():
+        return load(path)
+    return open_published(path) if holds_model(path) else open_folder(path)
 
 
 def open_folder(folder: Path) -> ExperimentFile:

@@ -11,7 +11,16 @@ from flax import nnx
 from lcx import mixers
 from lcx.checking import trial
 from lcx.checking.trial import Trial, gradients_of
-from lcx.layers import CHANNELS, MLP, GeGLU, RMSNorm, RWKV7ChannelMix, RWKVChannelMix, SwiGLU
+from lcx.layers import (
+    CHANNELS,
+    MLP,
+    GeGLU,
+    RMSNorm,
+    RWKV6ChannelMix,
+    RWKV7ChannelMix,
+    RWKVChannelMix,
+    SwiGLU,
+)
 from lcx.mixers import (
     GLA,
     MIXERS,
@@ -182,6 +191,7 @@ STOOD_FOR = {
     DeltaNet: GatedDeltaNet,
     MLP: SwiGLU,
     GeGLU: SwiGLU,
+    RWKV6ChannelMix: RWKVChannelMix,
     RWKV7ChannelMix: RWKVChannelMix,
     Strided: Window,
     ShiftedGroups: Window,
