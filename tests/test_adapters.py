@@ -156,21 +156,21 @@ def test_merged_and_in_pieces_it_is_what_it_is_whole(name, tune):
     batch = rows()
     call = jax.jit(model)
     expected = call(whole, batch).x
-    size = float(jnp.abs(expected).max())
+    size = float(jnp.abs(expected).max())  # measured: 1.4e-6, where logits reach 3 and more
     try:
         check_merges(tune, model)
     except ValueError:
         assert isinstance(tune, Adapter)
     else:
         plain = call(merged(tune, model, state.params, rest), batch).x
-        np.testing.assert_allclose(plain, expected, rtol=0, atol=2e-5 * size)
+        np.testing.assert_allclose(plain, expected, rtol=0, atol=1e-5 * size)
     memory, found = model.init_state(4, 24), []
     for at in (slice(0, 7), slice(7, 24)):
         piece = Batch(batch.tokens[:, at], batch.positions[:, at], batch.segments[:, at])
         out = call(whole, piece, memory)
         found.append(out.x)
         memory = out.state
-    np.testing.assert_allclose(jnp.concatenate(found, 1), expected, rtol=0, atol=2e-5 * size)
+    np.testing.assert_allclose(jnp.concatenate(found, 1), expected, rtol=0, atol=1e-5 * size)
 
 
 @pytest.mark.parametrize("tune", METHODS, ids=lambda tune: type(tune).__name__)
