@@ -139,7 +139,18 @@ from lcx.layers import (
 from lcx.layers import (
     ZeroCentredRMSNorm as ZeroCentredRMSNorm,
 )
-from lcx.losses import CrossEntropy as CrossEntropy
+from lcx.losses import (
+    Contrastive as Contrastive,
+)
+from lcx.losses import (
+    CrossEntropy as CrossEntropy,
+)
+from lcx.losses import (
+    SequenceUnlikelihood as SequenceUnlikelihood,
+)
+from lcx.losses import (
+    Unlikelihood as Unlikelihood,
+)
 from lcx.mixers import (
     GLA as GLA,
 )

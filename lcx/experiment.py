@@ -17,7 +17,7 @@ from lcx.decoding import DECODINGS, PENALTIES, SEARCHES
 from lcx.dense import nearest_divisors
 from lcx.huggingface import Pretrained
 from lcx.layers import CHANNELS, NORMS
-from lcx.losses import LOSSES, CrossEntropy, Loss
+from lcx.losses import LOSSES, CrossEntropy, Loss, OfWritten
 from lcx.mixers import MIXERS
 from lcx.model import LM, parameters
 from lcx.optim import OPTIMIZERS, AdamW, Optimizer
@@ -277,6 +277,17 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
             f"{type(experiment.evaluation).__name__} has text written, a token at a time, which "
             f"cannot be cut along a sequence: mesh.seq={experiment.mesh.seq}",
         )
+    if isinstance(train.loss, OfWritten) and train.steps:
+        try:
+            train.loss.check(train.length)
+        except ValueError as error:
+            raise problem("train.loss", error) from error
+        if experiment.mesh.seq > 1:
+            raise problem(
+                "train.loss",
+                f"{type(train.loss).__name__} has text written, a token at a time, which cannot be "
+                f"cut along a sequence: mesh.seq={experiment.mesh.seq}",
+            )
     try:
         experiment.mesh.check(len(jax.devices()), jax.process_count())
         check_cuts(experiment)

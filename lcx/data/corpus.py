@@ -78,14 +78,18 @@ class Data:
 
     def load(self) -> "Corpus":
         """Finds the documents and makes the tokenizer ready."""
+        splits = self.splits()
+        notes = splits["train"].notes
+        return Corpus(self, splits, self.tokenizer.load(splits["train"]), notes)
+
+    def splits(self) -> dict[str, Documents]:
+        """The documents, by split."""
         documents = self.source.documents()
         if self.alike is not None:
             documents = with_near_copies(documents, self.alike)
         if self.split == "within":
-            splits = split_within(documents, self.validation, self.test, self.piece or PIECE)
-        else:
-            splits = split(documents, self.validation, self.test)
-        return Corpus(self, splits, self.tokenizer.load(splits["train"]), documents.notes)
+            return split_within(documents, self.validation, self.test, self.piece or PIECE)
+        return split(documents, self.validation, self.test)
 
 
 class Corpus:

@@ -1,8 +1,22 @@
 """What training minimises: one file each, one line each in the table."""
 
+from lcx.losses.contrastive import Contrastive
 from lcx.losses.cross_entropy import CrossEntropy
-from lcx.losses.protocol import Loss, LossSums
+from lcx.losses.protocol import Loss, LossSums, OfWritten
+from lcx.losses.sequence_unlikelihood import SequenceUnlikelihood
+from lcx.losses.unlikelihood import Unlikelihood
 
-LOSSES: dict[str, type] = {c.__name__: c for c in (CrossEntropy,)}
+LOSSES: dict[str, type] = {
+    c.__name__: c for c in (CrossEntropy, Unlikelihood, SequenceUnlikelihood, Contrastive)
+}
 
-__all__ = ["LOSSES", "CrossEntropy", "Loss", "LossSums"]
+__all__ = [
+    "LOSSES",
+    "Contrastive",
+    "CrossEntropy",
+    "Loss",
+    "LossSums",
+    "OfWritten",
+    "SequenceUnlikelihood",
+    "Unlikelihood",
+]

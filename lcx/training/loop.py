@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 from rich.console import Console
 
 from lcx.adapters.split import begin, frozen, tuned
 from lcx.data import Texts
 from lcx.experiment import Experiment
 from lcx.logits import over_logits
-from lcx.losses import LossSums
+from lcx.losses import LossSums, OfWritten
 from lcx.optim import in_fp32
 from lcx.parallel.mesh import BATCH, make_mesh, place, shardings
 from lcx.parallel.preemption import Preemption
@@ -79,9 +79,14 @@ def make_step(
         batch: Batch,
         divisor: Float[Array, ""],
         real: Float[Array, ""],
+        writes: Bool[Array, ""] | None,
     ):
-        sums, aux = sums_of(whole(experiment, trained, frozen), batch)
+        params = whole(experiment, trained, frozen)
+        sums, aux = sums_of(params, batch)
         minimised = sums.minimised / divisor
+        if isinstance(settings.loss, OfWritten):
+            own = partial(settings.loss.of_written, experiment.model, params, batch)
+            minimised += jax.lax.cond(writes, own, lambda: jnp.zeros(())) / divisor
         if aux.penalty is not None:
             minimised += aux.penalty / real
         return minimised, (sums.shown / divisor, jax.tree.map(lambda a: a / real, aux.reports))
@@ -91,10 +96,14 @@ def make_step(
         key = jax.random.fold_in(seed, state.step)
         batch = batch._replace(keys=jax.random.split(key, batch.tokens.shape))
         divisor, real = settings.loss.divisor(batch), batch.real.sum().astype(jnp.float32)
+        writes = None
+        if isinstance(settings.loss, OfWritten):
+            own_key = jax.random.fold_in(key, 2**32 - 1)  # tokens have those of small numbers
+            writes = jax.random.bernoulli(own_key, settings.loss.rate)
 
         def gradient(part: Batch):
             take = jax.value_and_grad(loss, has_aux=True)
-            (_, shown), gradients = take(state.params, frozen or {}, part, divisor, real)
+            (_, shown), gradients = take(state.params, frozen or {}, part, divisor, real, writes)
             # parts add up in fp32, and so does the norm, whatever parameters are stored in
             return shown, optax.tree.cast(gradients, jnp.float32)
 
