@@ -1,5 +1,17 @@
 """The names of `import lcx`, and where each comes from."""
 
+from lcx.adapters import (
+    Adapter as Adapter,
+)
+from lcx.adapters import (
+    BiasTuning as BiasTuning,
+)
+from lcx.adapters import (
+    HeadTuning as HeadTuning,
+)
+from lcx.adapters import (
+    LoRA as LoRA,
+)
 from lcx.block import (
     Block as Block,
 )
