@@ -14,9 +14,9 @@ The conversations are written into lcx's cache, once for each Python.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from docstrings import write
+
 from lcx import (
     BPE,
     LM,
@@ -50,7 +50,7 @@ MODEL = LM(
 def talk() -> Conversations:
     """The conversations about this Python's library."""
     place = cache.folder() / "docstrings" / f"{python_source.key()}.jsonl"
-    return Conversations(str(cache.once(place, lambda path: Path(path) and write(path))), ChatML())
+    return Conversations(str(cache.once(place, write)), ChatML())
 
 
 def experiments() -> Experiments:
