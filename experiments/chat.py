@@ -10,7 +10,12 @@ gains is in part memory.
     lcx compare experiments/chat.py --only asked,tuned,from_nothing
     lcx generate runs/chat/tuned --chat
 
-The conversations are written into lcx's cache, once for each Python.
+The conversations are written into lcx's cache, once for each Python. Cost: about 5 minutes on 2
+cores. The numbers are in `LOG.md`.
+
+Expected, and measured, of one training: without pretraining the fine-tune stays far behind (113
+where the tuned base has 19.5, at 128 tokens); tuning helps where the question is in sight. The
+answers have the form of answers, and are not true.
 """
 
 from dataclasses import replace
