@@ -44,7 +44,7 @@ BLOCKS = {
         SoftmaxAttention(heads=2, biases=("q", "k", "v", "out")), SwiGLU(32, bias=True), NORM
     ),
     "linear": Block(LinearAttention(heads=2), SwiGLU(32), NORM),
-    "gated": Block(Mamba2(head_width=16, state=8), None, NORM),
+    "gated": Block(Mamba2(head_width=16, state=8), SwiGLU(32), NORM),
     "delta": Block(GatedDeltaNet(heads=2), MLP(32), NORM),
     "rwkv7": Block(RWKV7(heads=2), RWKV7ChannelMix(32), NORM),
     "rglru": Block(RGLRU(heads=2), SwiGLU(32), NORM),
