@@ -127,7 +127,12 @@ from lcx.layers import (
 from lcx.layers import (
     ZeroCentredRMSNorm as ZeroCentredRMSNorm,
 )
-from lcx.losses import CrossEntropy as CrossEntropy
+from lcx.losses import (
+    DPO as DPO,
+)
+from lcx.losses import (
+    CrossEntropy as CrossEntropy,
+)
 from lcx.mixers import (
     GLA as GLA,
 )

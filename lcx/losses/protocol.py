@@ -16,6 +16,8 @@ class LossSums(NamedTuple):
     """What training minimises, once it is divided; differentiable."""
     shown: Float[Array, ""]
     """What the log and the validation show, divided alike."""
+    reports: dict[str, Float[Array, " 1"]] | None = None
+    """What else the log shows, by name, divided alike; None: nothing."""
 
 
 @runtime_checkable
@@ -48,4 +50,14 @@ class Loss(Protocol):
         x: what the head reads. over_logits: (f, x, *per_token) -> f(logits, *per_token) of every
         token, in pieces (`lcx.logits.over_logits`). Targets count where `batch.scored` says so.
         """
+        ...
+
+
+@runtime_checkable
+class OfPairs(Loss, Protocol):
+    """A loss of pairs: rows 2i and 2i + 1 of a batch are a preferred answer and a rejected one."""
+
+    @property
+    def reference(self) -> bool:
+        """Whether it needs `Batch.reference`: each target's log-probability at the start."""
         ...

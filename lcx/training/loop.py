@@ -78,7 +78,9 @@ def make_step(
         minimised = sums.minimised / divisor
         if aux.penalty is not None:
             minimised += aux.penalty / real
-        return minimised, (sums.shown / divisor, jax.tree.map(lambda a: a / real, aux.reports))
+        reports = {name: a / real for name, a in aux.reports.items()}
+        reports |= {name: a / divisor for name, a in (sums.reports or {}).items()}
+        return minimised, (sums.shown / divisor, reports)
 
     @experiment.model.policy.precise()  # the model says so of its forward pass alone
     def step(state: TrainState, batch: Batch):
