@@ -43,6 +43,9 @@ from lcx.data import (
     Llama3Chat as Llama3Chat,
 )
 from lcx.data import (
+    Pairs as Pairs,
+)
+from lcx.data import (
     Plain as Plain,
 )
 from lcx.data import (

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from rich.console import Console
 from rich.text import Text
 
-from lcx.data import Corpus, Task, Texts, Tokenizer
+from lcx.data import Corpus, PairedTexts, Task, Texts, Tokenizer
 from lcx.experiment import Train, choose
 from lcx.experiment_file import load
 from lcx.progress import plain_console
@@ -87,8 +87,14 @@ def _show(texts: Texts, train: Train, count: int, console: Console) -> None:
 
 def _pieces(texts: Texts, train: Train) -> Iterator[Piece]:
     """What training reads, in its order, without end: each row's documents, one after the other."""
-    for batch in texts.batches(train.length, 1, train.seed):
-        row = {name: np.asarray(array)[0] for name, array in batch.items()}
+    count = 2 if isinstance(texts, PairedTexts) else 1
+    batches = texts.batches(train.length, count, train.seed)
+    rows = (
+        {name: np.asarray(array)[index] for name, array in batch.items()}
+        for batch in batches
+        for index in range(count)
+    )
+    for row in rows:
         for segment in range(1, int(row["segments"].max()) + 1):
             where = row["segments"] == segment
             ids, targets = row["tokens"][where], row["targets"][where]

@@ -79,13 +79,23 @@ class Data:
     def load(self) -> "Corpus":
         """Finds the documents and makes the tokenizer ready."""
         documents = self.source.documents()
+        if documents.paired and (self.split == "within" or self.at_least):
+            raise ValueError(
+                f"Data: {spec.describe(self.source)} has pairs, which stay whole: split='within' "
+                "and at_least are for single texts"
+            )
         if self.alike is not None:
             documents = with_near_copies(documents, self.alike)
         if self.split == "within":
             splits = split_within(documents, self.validation, self.test, self.piece or PIECE)
         else:
             splits = split(documents, self.validation, self.test)
-        return Corpus(self, splits, self.tokenizer.load(splits["train"]), documents.notes)
+        tokenizer = self.tokenizer.load(splits["train"])
+        if documents.paired:
+            from lcx.data.paired import PairCorpus
+
+            return PairCorpus(self, splits, tokenizer, documents.notes)
+        return Corpus(self, splits, tokenizer, documents.notes)
 
 
 class Corpus:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 
 from lcx.protocols import EvaluationProtocol, Text
 
@@ -78,6 +78,25 @@ class Texts(Protocol):
 
     def targets(self, protocol: EvaluationProtocol) -> Targets:
         """The documents that the protocol measures on. Raises ValueError where there are none."""
+        ...
+
+
+@runtime_checkable
+class PairedTexts(Texts, Protocol):
+    """Texts whose rows 2i and 2i + 1 are a preferred answer and a rejected one to one prompt."""
+
+    def rows(self, length: int, split: str) -> Any:
+        """The pairs of a split in order, a sequence of dicts such as batches, of arrays [2, T].
+
+        Raises ValueError where a pair does not fit into rows of `length`.
+        """
+        ...
+
+    def with_reference(self, values: Mapping[str, Float32[np.ndarray, " inputs"]]) -> "PairedTexts":
+        """The same, whose batches of these splits have a `reference` [B T], 0 in padding.
+
+        values: a number for each token of `rows` that is no padding, row after row.
+        """
         ...
 
 
