@@ -7,7 +7,7 @@ from lcx.data.jinja import Jinja
 from lcx.data.pairs import Pairs
 from lcx.data.recall import MQAR
 from lcx.data.sources import TFDS, PythonCorpus, Source, TextFiles
-from lcx.data.task import PairedTexts, Task, Texts
+from lcx.data.task import PairedTexts, Task, Texts, places
 from lcx.data.templates import ChatML, ChatTemplate, Llama2Chat, Llama3Chat, Plain, Turn, Vicuna
 from lcx.data.tokenizers import (
     BPE,
@@ -59,4 +59,5 @@ __all__ = [
     "TokenizerSpec",
     "Turn",
     "Vicuna",
+    "places",
 ]

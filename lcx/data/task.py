@@ -100,6 +100,16 @@ class PairedTexts(Texts, Protocol):
         ...
 
 
+def places(texts: Texts, length: int, split: str) -> int | None:
+    """How many tokens a split fills rows of `length` with, the padding of pairs included.
+
+    None: it has no end. Raises ValueError where it has none.
+    """
+    if isinstance(texts, PairedTexts):
+        return 2 * len(texts.rows(length, split)) * length
+    return texts.tokens(split)
+
+
 @runtime_checkable
 class Task(Protocol):
     """Texts, as a spec."""

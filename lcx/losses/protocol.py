@@ -61,3 +61,8 @@ class OfPairs(Loss, Protocol):
     def reference(self) -> bool:
         """Whether it needs `Batch.reference`: each target's log-probability at the start."""
         ...
+
+
+def needs_reference(loss: Loss) -> bool:
+    """Whether a loss reads `Batch.reference`."""
+    return isinstance(loss, OfPairs) and loss.reference

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from lcx.experiment import Experiment
+from lcx.losses import needs_reference
 from lcx.model import LM
 from lcx.parallel.mesh import BATCH, make_mesh, shardings
 from lcx.parallel.xla import known_options
@@ -86,6 +87,9 @@ def compile_step(experiment: Experiment) -> tuple[Any, TrainState, Batch]:
     names = ("tokens", "targets", "positions", "segments")
     rows: Any = laid(tokens, NamedSharding(mesh, BATCH))
     batch = Batch(**dict.fromkeys(names, rows))
+    if needs_reference(settings.loss):
+        known: Any = laid(jax.ShapeDtypeStruct(tokens.shape, jnp.float32), rows.sharding)
+        batch = batch._replace(reference=known)
     with jax.set_mesh(mesh):
         step = jit_step(experiment, optimizer, where, mesh)
         options: Any = known_options(OPTIONS)

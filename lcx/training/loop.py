@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int, Key
 from rich.console import Console
 from rich.text import Text
 
-from lcx.data import Texts
+from lcx.data import PairedTexts, Texts, places
 from lcx.experiment import Experiment
 from lcx.huggingface import Pretrained
 from lcx.logits import over_logits
-from lcx.losses import LossSums
+from lcx.losses import LossSums, needs_reference
 from lcx.optim import in_fp32
 from lcx.parallel.mesh import BATCH, make_mesh, place, shardings
 from lcx.parallel.preemption import Preemption
@@ -28,6 +28,7 @@ from lcx.training.checkpoint import Checkpoints, CorruptCheckpointError
 from lcx.training.fingerprint import fingerprint
 from lcx.training.further import worth_keeping
 from lcx.training.log import Log
+from lcx.training.reference import with_reference
 from lcx.training.runs import Run
 from lcx.types import Aux, Batch, Params
 
@@ -188,6 +189,8 @@ def train(
             checkpoints.save(0, state, None)
             run.finish(fingerprint(state.params))
             return
+        if needs_reference(settings.loss) and isinstance(corpus, PairedTexts):
+            corpus = with_reference(experiment, run, corpus, state.params, mesh)
         batches = iter(corpus.batches(settings.length, settings.batch, settings.seed))
         done = 0
         if restored := checkpoints.restore(state, batches):
@@ -244,7 +247,7 @@ class Validation:
 
     def __init__(self, experiment: Experiment, corpus: Texts, mesh: jax.sharding.Mesh):
         settings = experiment.train
-        there = corpus.tokens("validation")
+        there = places(corpus, settings.length, "validation")
         wanted = VALIDATED if there is None else min(VALIDATED, there)
         count = max(1, wanted // (settings.rows * settings.length))
         stream = iter(corpus.batches(settings.length, settings.rows, 0, split="validation"))
