@@ -289,7 +289,7 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
         raise problem("evaluation", error) from error
     if train.evaluate_every is not None:
         try:
-            there = places(corpus, train.length, "validation")
+            there = places(trained_on(train.loss, corpus), train.length, "validation")
         except ValueError as error:
             raise problem("train.evaluate_every", error) from error
         needed = train.rows * train.length
@@ -334,6 +334,13 @@ def check_cuts(experiment: Experiment) -> None:
                 divides(mesh.model, "model", f"the {name!r} axis of {path}", size)
 
 
+def trained_on(loss: Loss, corpus: Texts) -> Texts:
+    """What training reads: of pairs, the preferred answers alone, unless the loss is of pairs."""
+    if isinstance(corpus, PairedTexts) and not isinstance(loss, OfPairs):
+        return corpus.preferred
+    return corpus
+
+
 def check_pairs(experiment: Experiment, corpus: Texts) -> None:
     """Raise ValueError where a loss of pairs and what it is taken of do not fit together."""
     train, loss = experiment.train, type(experiment.train.loss).__name__
@@ -347,10 +354,7 @@ def check_pairs(experiment: Experiment, corpus: Texts) -> None:
             )
         return
     if not isinstance(train.loss, OfPairs):
-        raise ValueError(
-            f"loss: {loss} would train what is rejected, too; of pairs take DPO(), and "
-            "Conversations for answers alone"
-        )
+        return
     if train.rows % (2 * experiment.mesh.rows):
         raise ValueError(
             f"batch: {train.batch} rows, in {train.accumulate} x {experiment.mesh.rows} parts "

@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from lcx.data import Data, Pairs
-from lcx.experiment import Experiment, Train, validate, with_vocabulary
+from lcx.experiment import Experiment, Train, trained_on, validate, with_vocabulary
 from lcx.losses import DPO, CrossEntropy
 from lcx.mixers import SoftmaxAttention
 from lcx.optim import AdamW
-from lcx.parallel.mesh import Mesh
+from lcx.parallel.mesh import Mesh, make_mesh
 from lcx.planning.compiled import compile_step
 from lcx.positions import PoSE
 from lcx.protocols import SameTargets
@@ -105,16 +105,21 @@ def test_a_run_that_is_ended_goes_on_with_the_same_bits(
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_another_start_has_another_reference(experiment, start, run, tmp_path):
-    short = replace(experiment, train=replace(experiment.train, steps=1, evaluate_every=None))
+def test_another_start_has_another_reference(experiment, start, tmp_path, monkeypatch):
+    short = replace(experiment, train=replace(experiment.train, evaluate_every=None))
     other = jax.tree.map(lambda a: a * 1.1, start)
-    found = []
-    for params in (start, other, other):
-        folder = tmp_path / "dpo"
-        trained(short, folder, params)
-        shutil.rmtree(folder / "checkpoints")
-        found.append(len([*(folder / "reference").glob("*.npy")]))
-    assert found == [1, 2, 2]
+    run, corpus, mesh = Run(tmp_path), experiment.data.load(), make_mesh(Mesh())
+    calls = []
+
+    def computed(*arguments):
+        calls.append(arguments)
+        return np.zeros(1, np.float32)
+
+    monkeypatch.setattr(reference, "_computed", computed)
+    with jax.set_mesh(mesh):
+        for params in (start, other, start, other):
+            reference.with_reference(short, run, corpus, params, mesh)
+    assert len(calls) == len([*(tmp_path / "reference").glob("*.npy")]) == 2
 
 
 @pytest.mark.parametrize(
@@ -139,7 +144,6 @@ def test_losses_do_not_depend_on_how_a_batch_is_cut(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"loss": CrossEntropy()}, r"loss: CrossEntropy would train what is rejected, too"),
         ({"batch": 7}, r"batch: 7 rows, in 1 x 1 parts .*: a multiple of 2 does"),
         ({"batch": 6, "accumulate": 2}, r"batch: 6 rows, in 2 x 1 parts"),
         ({"positions": PoSE(96)}, r"positions: PoSE\(longest=96\) draws positions anew"),
@@ -162,6 +166,18 @@ def test_a_reference_has_to_be_somewhere(experiment, texts):
     text = Data().load()
     with pytest.raises(ValueError, match=r"DPO compares two answers to a prompt, which the data"):
         validate("a", fresh, {"a": fresh}, text)
+
+
+def test_a_loss_of_tokens_reads_the_preferred_answers(experiment):
+    corpus = experiment.data.load()
+    read = trained_on(CrossEntropy(), corpus)
+    assert read is corpus.preferred
+    assert trained_on(DPO(), corpus) is corpus
+    names = read.documents("train").names
+    assert len(names) == len(corpus.documents("train")) // 2
+    assert all(name.endswith("/chosen") for name in names)
+    plain = replace(experiment, train=Train(length=16, steps=3), init_from=None)
+    validate("a", plain, {"a": plain}, corpus)
 
 
 def test_a_step_on_pairs_is_planned(experiment):

@@ -80,7 +80,7 @@ class PairCorpus(Corpus):
     ):
         super().__init__(data, splits, tokenizer, notes)
         preferred = {name: splits[name].preferred() for name in SPLITS}
-        self._preferred = Corpus(data, preferred, tokenizer)
+        self.preferred = Corpus(data, preferred, tokenizer, notes)
         self._reference = reference or {}
 
     def rows(self, length: int, split: str) -> PairRows:
@@ -106,7 +106,7 @@ class PairCorpus(Corpus):
 
     def targets(self, protocol: EvaluationProtocol) -> Targets:
         """The preferred answers, as documents that the protocol measures on."""
-        return self._preferred.targets(protocol)
+        return self.preferred.targets(protocol)
 
 
 def _by_rows(pairs: dict[str, Num[np.ndarray, "n 2 T"]]) -> dict[str, Num[np.ndarray, "B T"]]:

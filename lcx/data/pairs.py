@@ -24,7 +24,7 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Pairs:
-    """A preferred answer and a rejected one to each prompt, to be trained with the loss `DPO`.
+    """A preferred answer and a rejected one to each prompt, for the loss `DPO`.
 
     Files of JSON, each a list of pairs; or of JSON Lines, with one in each line. One is
 
@@ -37,8 +37,8 @@ class Pairs:
     two is what they do not share, from the first turn that differs: an answer of each. There may be
     a "system" prompt beside.
 
-    Training reads each answer, with its prompt, as a row of its own, beside the other's.
-    Evaluations measure on the preferred answers.
+    `DPO` reads each answer, with its prompt, as a row of its own, beside the other's. Losses of
+    single tokens train on the preferred answers alone, and evaluations measure on these.
 
     Odd is a pair with two equal answers, with prompts that differ, or of which a conversation is
     odd as in `Conversations`: an empty answer, say. Raises FileNotFoundError when no file matches,

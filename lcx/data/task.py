@@ -85,6 +85,11 @@ class Texts(Protocol):
 class PairedTexts(Texts, Protocol):
     """Texts whose rows 2i and 2i + 1 are a preferred answer and a rejected one to one prompt."""
 
+    @property
+    def preferred(self) -> Texts:
+        """The preferred answers alone, as single texts."""
+        ...
+
     def rows(self, length: int, split: str) -> Any:
         """The pairs of a split in order, a sequence of dicts such as batches, of arrays [2, T].
 

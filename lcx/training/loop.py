@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lcx.data import PairedTexts, Texts, places
-from lcx.experiment import Experiment
+from lcx.experiment import Experiment, trained_on
 from lcx.huggingface import Pretrained
 from lcx.logits import over_logits
 from lcx.losses import LossSums, needs_reference
@@ -189,6 +189,7 @@ def train(
             checkpoints.save(0, state, None)
             run.finish(fingerprint(state.params))
             return
+        corpus = trained_on(settings.loss, corpus)
         if needs_reference(settings.loss) and isinstance(corpus, PairedTexts):
             corpus = with_reference(experiment, run, corpus, state.params, mesh)
         batches = iter(corpus.batches(settings.length, settings.batch, settings.seed))
