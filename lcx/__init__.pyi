@@ -1,5 +1,17 @@
 """The names of `import lcx`, and where each comes from."""
 
+from lcx.adapters import (
+    Adapter as Adapter,
+)
+from lcx.adapters import (
+    BiasTuning as BiasTuning,
+)
+from lcx.adapters import (
+    HeadTuning as HeadTuning,
+)
+from lcx.adapters import (
+    LoRA as LoRA,
+)
 from lcx.block import (
     Block as Block,
 )
@@ -134,7 +146,16 @@ from lcx.losses import (
     DPO as DPO,
 )
 from lcx.losses import (
+    Contrastive as Contrastive,
+)
+from lcx.losses import (
     CrossEntropy as CrossEntropy,
+)
+from lcx.losses import (
+    SequenceUnlikelihood as SequenceUnlikelihood,
+)
+from lcx.losses import (
+    Unlikelihood as Unlikelihood,
 )
 from lcx.mixers import (
     GLA as GLA,

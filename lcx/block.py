@@ -194,7 +194,10 @@ class Run:
         out, self.handed = _call(sublayer, self._params[name], x, ctx, before, self.handed)
         self.states[name] = out.state
         self.auxes.append(out.aux)
-        y = out.x if norm is None else norm(out.x)
+        y = out.x
+        if f"{name}_adapter" in self._params:  # fine-tuning has put it there (`lcx.adapters`)
+            y = self._params[f"{name}_adapter"](y)
+        y = y if norm is None else norm(y)
         return dropped(y, self._block.dropout, self._ctx.drawing(drawing + 1))
 
 

@@ -1,12 +1,15 @@
 """What a variant takes, by its specification alone: nothing is trained, no array is made."""
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TypedDict
 
 import jax
 
-from lcx.model import LM, count_parameters
+from lcx.adapters import Tuning
+from lcx.adapters.split import shapes
+from lcx.model import LM, count_parameters, parameters
 from lcx.types import CountsFlops, tree_bytes
 from lcx.wording import listed
 
@@ -30,14 +33,16 @@ class Cost(TypedDict):
     """What decoding one text keeps, by its length in tokens (as JSON has it: a string)."""
 
 
-def cost_of(model: LM, train_len: int | None, lengths: Sequence[int]) -> Cost:
+def cost_of(
+    model: LM, train_len: int | None, lengths: Sequence[int], tune: Tuning | None = None
+) -> Cost:
     """Parameters, training FLOPs per token, and the state of decoding a text of each length.
 
     train_len: tokens a row of training; None: not known, and so are its FLOPs.
     """
     return Cost(
         parameters=count_parameters(model),
-        training_flops=None if train_len is None else training_flops(model, train_len),
+        training_flops=None if train_len is None else training_flops(model, train_len, tune),
         uncounted=uncounted(model),
         state_bytes={str(n): state_bytes(model, n) for n in lengths},
     )
@@ -55,22 +60,35 @@ def uncounted_note(names: Iterable[str]) -> str | None:
     return UNCOUNTED.format(mixers=listed(mixers)) if mixers else None
 
 
-def training_flops(model: LM, length: int) -> float | None:
+def training_flops(model: LM, length: int, tune: Tuning | None = None) -> float | None:
     """FLOPs per token of a training step on texts of `length` tokens; a multiply-add is two.
 
     Every parameter takes part in one multiply-add a token, except the embedding, which is looked
     up (as a tied head, it does); to these the mixers add what mixing takes. The backward pass costs
     twice the forward pass (Kaplan et al. 2020, section 2.1). Counted from the formulas: chunked and
-    blockwise forms do more, where that is faster. None where a mixer does not tell.
+    blockwise forms do more, where that is faster. None where a mixer does not tell. tune: frozen
+    parameters take no gradient, which is a third of theirs.
     """
     lookup = 0 if model.tied else model.vocabulary * model.width
     weights = 2.0 * (count_parameters(model) - lookup)
+    frozen, added = (0, 0) if tune is None else _tuned(tune, model)
     mixing = 0.0
     for block in model.pattern:
         if not isinstance(block.mixer, CountsFlops):
             return None  # `uncounted` names it
         mixing += model.repeats * block.mixer.mixing_flops(model.dims, length)
-    return 3 * (weights + mixing)
+    return 3 * (weights + mixing + 2.0 * added) - 2.0 * frozen
+
+
+def _tuned(tune: Tuning, model: LM) -> tuple[int, int]:
+    """How many parameters are frozen that take part in a multiply-add, and how many are added."""
+    own, trained = parameters(model), shapes(tune, model)
+    if not model.tied:
+        own.pop("embed.embedding")
+    frozen = sum(math.prod(leaf.shape) for path, leaf in own.items() if path not in trained)
+    inside = parameters(model).keys()
+    added = sum(math.prod(leaf.shape) for path, leaf in trained.items() if path not in inside)
+    return frozen, added
 
 
 def state_bytes(model: LM, length: int) -> int:

@@ -3,10 +3,14 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import jax
 
 from lcx import spec
+from lcx.adapters import ADAPTERS, Tuning
+from lcx.adapters.split import check_merges
+from lcx.adapters.split import shapes as tuned_shapes
 from lcx.block import BLOCKS
 from lcx.data import (
     SOURCES,
@@ -23,7 +27,7 @@ from lcx.decoding import DECODINGS, PENALTIES, SEARCHES
 from lcx.dense import nearest_divisors
 from lcx.huggingface import Pretrained
 from lcx.layers import CHANNELS, NORMS
-from lcx.losses import LOSSES, CrossEntropy, Loss, OfPairs, needs_reference
+from lcx.losses import LOSSES, CrossEntropy, Loss, OfPairs, OfWritten, needs_reference
 from lcx.mixers import MIXERS
 from lcx.model import LM, parameters
 from lcx.optim import OPTIMIZERS, AdamW, Optimizer
@@ -106,6 +110,8 @@ class Experiment:
     mesh: Mesh = Mesh()
     init_from: str | Pretrained | None = None
     """The variant, or the published model, whose parameters this one starts from."""
+    tune: Tuning | None = None
+    """Which few parameters are trained, of those of `init_from` or added to them; None: all."""
     seeds: int = 1
     """Runs of this variant. Run i trains with `train.seed + i` and starts from run i of the variant
     that this one starts from: first values and the order of the data change, nothing else."""
@@ -161,6 +167,7 @@ TABLES: dict[str, dict[str, type]] = {
     "norms": NORMS,
     "optimizers": OPTIMIZERS,
     "losses": LOSSES,
+    "fine-tuning with few parameters": ADAPTERS,
     "tasks": TASKS,
     "sources": SOURCES,
     "chat templates": TEMPLATES,
@@ -253,7 +260,13 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
         except ValueError as error:
             raise problem("init_from", error) from error
     elif experiment.init_from is not None:
-        parent = _shapes(experiments[experiment.init_from].model)
+        begun = experiments[experiment.init_from]
+        if begun.tune is not None:
+            try:
+                check_merges(begun.tune, begun.model)
+            except ValueError as error:
+                raise problem(f"init_from={experiment.init_from!r}", error) from error
+        parent = _shapes(begun.model)
         for path in sorted(shapes.keys() | parent.keys()):
             if shapes.get(path) != parent.get(path):
                 raise problem(
@@ -261,19 +274,37 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
                     f"{path} is {shapes.get(path, 'absent')} here, "
                     f"{parent.get(path, 'absent')} there",
                 )
+    if experiment.tune is not None:
+        if experiment.init_from is None or not train.steps:
+            raise problem("tune", "trains some parameters of `init_from`, so give it, and steps")
+        try:
+            tuned_shapes(experiment.tune, model)
+        except ValueError as error:
+            raise problem("tune", error) from error
     if experiment.evaluation.writes is not None and experiment.mesh.seq > 1:
         raise problem(
             "evaluation",
             f"{type(experiment.evaluation).__name__} has text written, a token at a time, which "
             f"cannot be cut along a sequence: mesh.seq={experiment.mesh.seq}",
         )
+    if isinstance(train.loss, OfWritten) and train.steps:
+        try:
+            train.loss.check(train.length)
+        except ValueError as error:
+            raise problem("train.loss", error) from error
+        if experiment.mesh.seq > 1:
+            raise problem(
+                "train.loss",
+                f"{type(train.loss).__name__} has text written, a token at a time, which cannot be "
+                f"cut along a sequence: mesh.seq={experiment.mesh.seq}",
+            )
     try:
         experiment.mesh.check(len(jax.devices()), jax.process_count())
         check_cuts(experiment)
     except ValueError as error:
         raise problem("mesh", error) from error
     try:
-        params = jax.eval_shape(model.init, jax.random.key(0))
+        params = _trained(experiment)
         moments = jax.eval_shape(train.optimizer.transform(train.steps).init, params)
         shardings(moments, make_mesh(experiment.mesh))
     except ValueError as error:
@@ -373,6 +404,13 @@ def check_pairs(experiment: Experiment, corpus: Texts) -> None:
         )
     for split in ["train"] if train.evaluate_every is None else ["train", "validation"]:
         corpus.rows(train.length, split)
+
+
+def _trained(experiment: Experiment) -> Any:
+    """The parameters that an optimizer changes, abstract."""
+    if experiment.tune is not None:
+        return tuned_shapes(experiment.tune, experiment.model)
+    return jax.eval_shape(experiment.model.init, jax.random.key(0))
 
 
 def _shapes(model: LM) -> dict[str, tuple[int, ...]]:

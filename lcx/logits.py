@@ -28,7 +28,7 @@ def over_logits(
     """`f(logits [B t vocab], *pieces [B t ...])`, an array [B t ...] or a tree of such, for all T.
 
     x: what the head reads; per_token: arrays [B T ...]. f must treat each token by itself: a large
-    vocabulary is scored in pieces along T, each computed again in the backward pass.
+    vocabulary is scored in pieces of consecutive tokens, each computed again in the backward pass.
     """
 
     # what pieces add to the head's gradient is summed in fp32, whatever it is stored in

@@ -16,6 +16,7 @@ from lcx.block import Block, BlockState
 from lcx.dense import linear
 from lcx.kernels import Kernels
 from lcx.layers import Norm, RMSNorm
+from lcx.layers.noise import noisy
 from lcx.ops import sums
 from lcx.parallel import seqpar
 from lcx.parallel.mesh import by_rows
@@ -105,6 +106,9 @@ class LM:
     embed_factor: float | None = None
     """What the embedding is multiplied by, in its own dtype; Gemma: the square root of the width.
     A tied head is not."""
+    embed_noise: float | None = None
+    """In training, uniform noise in [-1, 1) times embed_noise / sqrt(L D) is added to what the
+    table gives for each token of a document of L tokens; 5 to 15 (NEFTune, Jain et al. 2023)."""
     softcap: float | None = None
     """A bound on the logits: softcap * tanh(logit / softcap) (Gemma 2)."""
     positions: Learned | None = None
@@ -119,7 +123,7 @@ class LM:
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise ValueError(f"LM: {name} must be at least 1, not {size}")
-        for name in ("embed_factor", "softcap"):
+        for name in ("embed_factor", "embed_noise", "softcap"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"LM: {name} must be positive, not {value}")
@@ -230,6 +234,8 @@ class LM:
         ctx = ctx._replace(keys=batch.keys, kernels=Kernels(self.policy.kernels))
         table = seqpar.replicate(params.embed.embedding[...], shards)
         x = by_rows(sums.rows(table, tokens).astype(self.policy.compute))
+        # layers draw by their indices, and the noise by the next number
+        x = noisy(x, self.embed_noise, ctx.drawing(self.dims.layers))
         if self.embed_factor is not None:
             x *= jnp.asarray(self.embed_factor, x.dtype)
         if self.positions:

@@ -12,9 +12,9 @@ from lcx.experiment import Experiment
 from lcx.model import LM
 from lcx.parallel.mesh import Mesh
 from lcx.training.kept import open_experiment
-from lcx.training.loop import restore_params
+from lcx.training.restore import restore_params, restore_plain, restore_trained
 from lcx.training.runs import Run
-from lcx.types import Params
+from lcx.types import Leaves, Params
 
 ONE_DEVICE = Mesh()
 
@@ -40,6 +40,19 @@ class OpenedRun:
         Raises FileNotFoundError where the run is not finished.
         """
         return restore_params(replace(self.experiment, mesh=self.mesh), self.run)
+
+    @cached_property
+    def plain_params(self) -> Params:
+        """Those of the plain model: of a tuned run, merged into its base's.
+
+        Raises as `params`, and ValueError where the method of tuning cannot be merged.
+        """
+        return restore_plain(replace(self.experiment, mesh=self.mesh), self.run)
+
+    @cached_property
+    def trained(self) -> Leaves:
+        """Of a tuned run, what was trained alone, by path. Raises ValueError for another."""
+        return restore_trained(replace(self.experiment, mesh=self.mesh), self.run)
 
     @cached_property
     def texts(self) -> Texts:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from lcx.dense import Kind
 from lcx.parallel.mesh import is_variable
-from lcx.types import Params
+from lcx.types import Leaves, Params
 
 Schedule = Literal["cosine", "wsd", "constant"]
 
@@ -225,7 +225,7 @@ def _newton_schulz(x: Float[Array, "m n"]) -> Float[Array, "m n"]:
     return reduce(jnp.matmul, factors) @ x  # they commute
 
 
-def kinds(params: Params) -> Params:
+def kinds(params: Params | Leaves) -> Params | Leaves:
     """The `lcx.dense.Kind` of each array. Raises ValueError where a parameter does not say it."""
 
     def kind(path: Any, leaf: Any) -> Any:
@@ -241,7 +241,7 @@ def kinds(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(kind, params, is_leaf=is_variable)
 
 
-def decayed(params: Params) -> Params:
+def decayed(params: Params | Leaves) -> Params | Leaves:
     """True at matrices and tables."""
     return jax.tree.map(lambda kind: kind != "vector", kinds(params))
 

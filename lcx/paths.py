@@ -49,7 +49,9 @@ def absolute(made: Any) -> Any:
     for field in fields(made):
         old = getattr(made, field.name)
         hint = hints[field.name]
-        if hint == FilePath:
+        if old is None:
+            continue
+        if hint in (FilePath, FilePath | None):
             new = str(resolved(old))
         elif hint == GlobPath:
             new = resolved_glob(old)

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from rich.cells import set_cell_size
@@ -89,3 +89,8 @@ def counted(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+def warner(console: Console) -> Callable[[str], None]:
+    """What prints a warning."""
+    return lambda message: console.print(Text.assemble(("warning:", "yellow"), f" {message}"))

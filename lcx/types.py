@@ -29,6 +29,9 @@ from lcx.parallel.seqpar import Shards
 Params = nnx.Dict
 """A tree of parameters: plain pytree, made by a spec's `init` and taken by its `__call__`."""
 
+Leaves = dict[str, nnx.Variable]
+"""Some of a model's parameters by path, such as `blocks.0.mixer.q.kernel`."""
+
 Ids = Int[np.ndarray, "_"]
 """Token ids of one text."""
 

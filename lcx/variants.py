@@ -121,5 +121,6 @@ def setup_of(experiment: Experiment) -> dict[str, Any]:
         "vocabulary": model.vocabulary,
         "steps": train.steps,
         **(training if train.steps else dict.fromkeys(training)),
+        "tune": spec.describe(experiment.tune) if experiment.tune else None,
         "init_from": start if start is None or isinstance(start, str) else spec.describe(start),
     }

@@ -33,14 +33,14 @@ def process(name: str) -> int:
 def main(length: int) -> None:
     experiment = Experiment(model=MODEL, train=Train(length=length, batch=1))
     said = measure(experiment)
-    step, _, batch = compile_step(experiment)
+    step, _, batch, _ = compile_step(experiment)
     optimizer = experiment.train.optimizer.transform(experiment.train.steps)
     state = jax.jit(partial(fresh_state, experiment, optimizer))(jax.random.key(0))
     batch = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), batch)
     jax.block_until_ready((state, batch))
     Path("/proc/self/clear_refs").write_text("5")  # the most from here on
     before = process("VmRSS")
-    jax.block_until_ready(step(state, batch))
+    jax.block_until_ready(step(state, batch, {}))
     print(json.dumps([said.memory - said.arguments, process("VmHWM") - before]))
 
 

@@ -15,8 +15,9 @@ from lcx.layers.dropout import dropped
 from lcx.mixers import LinearAttention
 from lcx.model import LM, WRITTEN_OUT
 from lcx.parallel.mesh import BATCH, Mesh, make_mesh, shardings
-from lcx.training.loop import fresh_state, jit_step, restore_params, train
+from lcx.training.loop import fresh_state, jit_step, train
 from lcx.training.origin import Origin
+from lcx.training.restore import restore_params
 from lcx.training.runs import Run
 from lcx.types import Aux, Batch, Context, Output, joined
 from tests.tiny import tiny

@@ -107,6 +107,7 @@ def test_what_changes_no_output_is_no_difference():
     model = LM(
         *(None, 32, (Block(SoftmaxAttention(heads=2, head_width=16), SwiGLU(), dropout=0.1),)),
         remat="block",
+        embed_noise=5.0,
     )
     _, config = family_of(model)
     assert config["vocab_size"] == 257

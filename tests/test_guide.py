@@ -9,8 +9,9 @@ from rich.console import Console
 
 from lcx.evaluation.evaluate import evaluate
 from lcx.spec import encode
-from lcx.training.loop import restore_params, train
+from lcx.training.loop import train
 from lcx.training.origin import Origin
+from lcx.training.restore import restore_params
 from lcx.training.runs import Run, write_json
 from tests.tiny import tiny
 

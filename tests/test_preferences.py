@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from lcx.adapters import LoRA
 from lcx.data import Data, Pairs
 from lcx.experiment import Experiment, Train, trained_on, validate, with_vocabulary
 from lcx.losses import DPO, CrossEntropy
@@ -21,8 +22,9 @@ from lcx.planning.compiled import compile_step
 from lcx.positions import PoSE
 from lcx.protocols import SameTargets
 from lcx.training import reference
-from lcx.training.loop import restore_params, train
+from lcx.training.loop import train
 from lcx.training.origin import Origin
+from lcx.training.restore import restore_params
 from lcx.training.runs import Run
 from lcx.types import Batch
 from tests.tiny import model
@@ -91,6 +93,15 @@ def test_the_reference_is_that_of_the_first_parameters(experiment, start, run):
     picked = np.take_along_axis(scores, np.maximum(targets, 0)[..., None], -1)[..., 0]
     expected = np.where(targets >= 0, picked, 0)[joined["segments"] > 0]
     np.testing.assert_allclose(kept, expected, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+def test_few_parameters_are_tuned_from_ln_2(experiment, start, tmp_path):
+    settings = replace(experiment.train, evaluate_every=None)
+    tuned = replace(experiment, train=settings, tune=LoRA(rank=2))
+    rows = trained(tuned, tmp_path / "dpo", start).read_metrics()
+    assert abs(rows[0]["loss"] - math.log(2)) < 1e-6
+    assert rows[-1]["reports"]["lead"][0] > 0
 
 
 def test_a_run_that_is_ended_goes_on_with_the_same_bits(
@@ -181,5 +192,5 @@ def test_a_loss_of_tokens_reads_the_preferred_answers(experiment):
 
 
 def test_a_step_on_pairs_is_planned(experiment):
-    _, _, batch = compile_step(experiment)
+    _, _, batch, *_ = compile_step(experiment)
     assert batch.reference.shape == (8, 48)

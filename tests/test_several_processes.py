@@ -16,7 +16,7 @@ import pytest
 
 from lcx.experiment_file import load
 from lcx.parallel.preemption import PREEMPTED
-from lcx.training.loop import restore_params
+from lcx.training.restore import restore_params
 from lcx.training.runs import Run
 
 HERE = Path(__file__).parent

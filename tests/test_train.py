@@ -26,15 +26,9 @@ from lcx.positions import ALiBi, DynamicNTK, Learned, NoPE, PoSE, RoPE, XPos
 from lcx.spec import describe
 from lcx.training.checkpoint import CorruptCheckpointError
 from lcx.training.log import NonFiniteLossError
-from lcx.training.loop import (
-    TrainState,
-    finished,
-    fresh_state,
-    make_step,
-    restore_params,
-    train,
-)
+from lcx.training.loop import TrainState, fresh_state, make_step, train
 from lcx.training.origin import Origin
+from lcx.training.restore import finished, restore_params
 from lcx.training.runs import Run
 from lcx.types import Batch, Policy
 from tests.tiny import tiny

@@ -13,8 +13,9 @@ from lcx.experiment import Train, validate
 from lcx.positions import PoSE
 from lcx.protocols import Recall
 from lcx.training import loop as module
-from lcx.training.loop import Validation, restore_params, train
+from lcx.training.loop import Validation, train
 from lcx.training.origin import Origin
+from lcx.training.restore import restore_params
 from lcx.training.runs import Run
 from lcx.types import Batch
 from tests.tiny import tiny

@@ -127,7 +127,9 @@ def generate_command(
     folder: Positional[
         Annotated[Path, arg(help="a run, runs/quickstart/softmax for one; or a published model")]
     ],
-    prompt: Annotated[str, arg(help="the beginning of the text")],
+    prompt: Annotated[
+        str | None, arg(help="the beginning of the text; with --chat, the only question")
+    ] = None,
     max_new: Annotated[int, arg(help="tokens to be written at most")] = 200,
     decoding: Annotated[
         str, arg(help="how tokens are chosen, 'TopP(0.9, temperature=0.8)' or 'BeamSearch(4)' say")
@@ -145,8 +147,29 @@ def generate_command(
     json: Annotated[
         FlagCreatePairsOff[bool], arg(help="print the ids, too, as JSON, when all is written")
     ] = False,
+    chat: Annotated[
+        FlagCreatePairsOff[bool],
+        arg(help="answer questions, a line of the terminal each, as turns of one conversation"),
+    ] = False,
+    template: Annotated[
+        str | None,
+        arg(help="how turns are written, 'ChatML()' say; by default as the model was trained"),
+    ] = None,
+    system: Annotated[str | None, arg(help="what stands before the first question")] = None,
 ) -> None:
-    """Write on from a prompt, by a trained variant of any mixer."""
+    """Write on from a prompt, or answer questions, by a trained variant of any mixer."""
+    if chat:
+        if json or samples > 1 or guard is not None:
+            raise ValueError("--chat: without --json, --samples and --guard")
+        from lcx.command import chatting
+
+        asked = (folder, prompt, system, template, max_new, decoding, seed, stop)
+        chatting.chat(chatting.Asked(*asked))
+        return
+    if prompt is None:
+        raise ValueError("--prompt: give the beginning of a text, or ask for --chat")
+    if template is not None or system is not None:
+        raise ValueError("--template and --system are for --chat")
     from lcx.command.writing import Asked, generate
 
     generate(Asked(folder, prompt, max_new, decoding, seed, samples, stop, guard, json))
@@ -155,11 +178,14 @@ def generate_command(
 def export_command(
     folder: Positional[Annotated[Path, arg(help="a run, runs/quickstart/softmax for one")]],
     to: Annotated[Path, arg(help="a folder that is not there yet, or is empty")],
+    adapter: Annotated[
+        bool, arg(help="of a run tuned by LoRA, what was trained alone, for peft to read")
+    ] = False,
 ) -> None:
     """Write a trained variant as models are published: for transformers, or as RWKV's are."""
-    from lcx.command.exporting import export
+    from lcx.command.exporting import export, export_adapter
 
-    export(folder, to)
+    (export_adapter if adapter else export)(folder, to)
 
 
 def list_command(

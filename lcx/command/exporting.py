@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lcx import __version__, spec
+from lcx.adapters import LoRA
 from lcx.data import Tokenizer
 from lcx.data.byte_level import ByteLevelTokenizer, ByteTokenizer
 from lcx.evaluation.metrics import Evaluation
+from lcx.huggingface import Pretrained
 from lcx.huggingface.blinkdl import VERSIONS
 from lcx.huggingface.export import check_empty, family_of, write_model
+from lcx.huggingface.peft import write_adapter
 from lcx.model import count_parameters
 from lcx.opened import OpenedRun, open_run
 from lcx.progress import plain_console
@@ -67,7 +70,7 @@ def export(folder: Path, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}-") as made:
         whole = Path(made) / "whole"
-        write_model(whole, run.model, run.params, run.experiment.train.length, bos)
+        write_model(whole, run.model, run.plain_params, run.experiment.train.length, bos)
         if bos is not None and not state_dict:
             ids = {"bos_token_id": bos, "eos_token_id": bos}
             _write(whole / "generation_config.json", ids)
@@ -83,6 +86,21 @@ def export(folder: Path, to: Path) -> None:
 def _layout(kind: str, state_dict: bool) -> str:
     """How a family is written."""
     return f"as BlinkDL's {kind}, a state dict" if state_dict else f"as a {kind} for transformers"
+
+
+def export_adapter(folder: Path, to: Path) -> None:
+    """Write what a run tuned by LoRA has trained, as a folder that peft reads beside its base.
+
+    Raises ValueError for a run that was tuned otherwise, and as `export` does.
+    """
+    run = open_run(folder)
+    tune, start = run.experiment.tune, run.experiment.init_from
+    if not isinstance(tune, LoRA):
+        how = "by none" if tune is None else f"by {type(tune).__name__}"
+        raise ValueError(f"--adapter writes what LoRA has trained; {run.run.name} was tuned {how}")
+    base = start.folder if isinstance(start, Pretrained) else None
+    write_adapter(to, run.model, tune, run.trained, base)
+    plain_console().print(f"{run.run.name}, what LoRA has trained: {to}", highlight=False)
 
 
 def _write_tokenizer(folder: Path, tokenizer: Any, length: int) -> bool:

@@ -25,8 +25,9 @@ from lcx.training.checkpoint import CorruptCheckpointError
 from lcx.training.fingerprint import fingerprint
 from lcx.training.further import further, go_further
 from lcx.training.log import NonFiniteLossError
-from lcx.training.loop import finished, restore_params, train
+from lcx.training.loop import train
 from lcx.training.origin import Origin
+from lcx.training.restore import finished, restore_params, restore_plain
 from lcx.training.runs import FolderTakenError, Run, environment, read_result, write_json
 from lcx.types import Params
 from lcx.variants import (
@@ -185,7 +186,7 @@ class Session:
             before = self._begins_from(parent, seed)
             if before.name in self.failures:
                 raise ValueError(f"it begins from {parent}, which failed")
-            start = restore_params(self.experiments[parent], before, self.console)
+            start = restore_plain(self.experiments[parent], before, self.console)
         train(experiment, run, self.corpus(name), start, self.console, self.preemption)
 
     def _trained(self, name: str, run: Run) -> bool:
@@ -244,7 +245,7 @@ class Session:
             about=about(experiment.evaluation),
             data=describe_data(experiment, corpus),
             setup=setup_of(experiment) | {"changes": self.changes.get(name, [])},
-            cost=cost_of(experiment.model, length, experiment.evaluation.contexts),
+            cost=cost_of(experiment.model, length, experiment.evaluation.contexts, experiment.tune),
             published=None if model is None else spec.describe(model),
             trainings=stages,
             train_len=trained_length(name, self.experiments),
@@ -289,7 +290,7 @@ class Session:
         total = 0.0
         for name, n in tokens.items():
             experiment = self.experiments[name]
-            each = training_flops(experiment.model, experiment.train.length)
+            each = training_flops(experiment.model, experiment.train.length, experiment.tune)
             if each is None:
                 return None
             total += each * n

@@ -102,7 +102,9 @@ def list_costs(file: Path) -> None:
     variants = sized(open_experiments(file).experiments)
     check_links(variants)
     lengths = sorted({c for e in variants.values() for c in e.evaluation.contexts})
-    costs = {n: cost_of(e.model, cost_length(n, variants), lengths) for n, e in variants.items()}
+    costs = {
+        n: cost_of(e.model, cost_length(n, variants), lengths, e.tune) for n, e in variants.items()
+    }
     print_costs(costs, plain_console())
 
 

@@ -56,10 +56,10 @@ def generate(asked: Asked) -> None:
     Raises ValueError, FileNotFoundError for what cannot be done, before anything long.
     """
     keep_compiled(cache.folder() / "xla")
-    decoding = _parsed("--decoding", asked.decoding, Decoding | Search, "Greedy()")
+    decoding = parsed("--decoding", asked.decoding, Decoding | Search, "Greedy()")
     guard = None
     if asked.guard is not None:
-        guard = _parsed("--guard", asked.guard, RepetitionGuard, "RepetitionGuard()")
+        guard = parsed("--guard", asked.guard, RepetitionGuard, "RepetitionGuard()")
     if not asked.prompt:
         raise ValueError("--prompt is empty: give the beginning of a text")
     if asked.samples < 1:
@@ -104,7 +104,7 @@ def generate(asked: Asked) -> None:
     (_print_json if asked.as_json else _print_whole)(asked, writer, ids, written)
 
 
-def _parsed(flag: str, text: str, kind: Any, example: str) -> Any:
+def parsed(flag: str, text: str, kind: Any, example: str) -> Any:
     """What an expression stands for. Raises ValueError."""
     tables = ("decodings", "searches", "penalties", "guards against loops")
     names = {name: cls for table in tables for name, cls in TABLES[table].items()}

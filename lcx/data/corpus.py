@@ -78,6 +78,17 @@ class Data:
 
     def load(self) -> "Corpus":
         """Finds the documents and makes the tokenizer ready."""
+        splits = self.splits()
+        notes = splits["train"].notes
+        tokenizer = self.tokenizer.load(splits["train"])
+        if splits["train"].paired:
+            from lcx.data.paired import PairCorpus
+
+            return PairCorpus(self, splits, tokenizer, notes)
+        return Corpus(self, splits, tokenizer, notes)
+
+    def splits(self) -> dict[str, Documents]:
+        """The documents, by split."""
         documents = self.source.documents()
         if documents.paired and (self.split == "within" or self.at_least):
             raise ValueError(
@@ -87,15 +98,8 @@ class Data:
         if self.alike is not None:
             documents = with_near_copies(documents, self.alike)
         if self.split == "within":
-            splits = split_within(documents, self.validation, self.test, self.piece or PIECE)
-        else:
-            splits = split(documents, self.validation, self.test)
-        tokenizer = self.tokenizer.load(splits["train"])
-        if documents.paired:
-            from lcx.data.paired import PairCorpus
-
-            return PairCorpus(self, splits, tokenizer, documents.notes)
-        return Corpus(self, splits, tokenizer, documents.notes)
+            return split_within(documents, self.validation, self.test, self.piece or PIECE)
+        return split(documents, self.validation, self.test)
 
 
 class Corpus:

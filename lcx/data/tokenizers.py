@@ -16,6 +16,7 @@ from jaxtyping import Int
 from lcx import cache
 from lcx.data.byte_level import BOS_NAMES, ByteLevelTokenizer, ByteTokenizer
 from lcx.data.documents import Documents
+from lcx.data.sources import Source
 from lcx.paths import FilePath
 
 
@@ -66,19 +67,33 @@ class Bytes:
 class BPE:
     """Byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2), trained on the train split.
 
-    `vocab` counts the 256 bytes, BOS and the merges. A text too small for that many merges gives
-    a smaller vocabulary. Of a word longer than `WORD` bytes, as text without spaces has them,
-    merges are learned in parts of that length; they apply anywhere. Trained once per corpus and
-    size, and kept in the cache. A long training shows its progress.
+    `vocab` counts the 256 bytes, BOS, special tokens and the merges. A text too small for that many
+    merges gives a smaller vocabulary. Of a word longer than `WORD` bytes, as text without spaces
+    has them, merges are learned in parts of that length; they apply anywhere. Trained once per
+    corpus and size, and kept in the cache. A long training shows its progress.
     """
 
     vocab: int = 2048
+    special: tuple[str, ...] = ()
+    """Tokens besides BOS that no text becomes, which chat templates write: "<|im_end|>", say."""
+    of: Source | None = None
+    """Whose train split it is trained on, `Data(of)` being what is split; None: its own data's.
+    Stages of one training, on other texts each, need one tokenizer."""
 
     def __post_init__(self):
-        if self.vocab < 257:
-            raise ValueError(f"BPE(vocab={self.vocab}): at least 257, for 256 bytes and BOS")
+        least = 257 + len(self.special)
+        if self.vocab < least:
+            raise ValueError(
+                f"BPE(vocab={self.vocab}): at least {least}, for 256 bytes, BOS and special tokens"
+            )
+        if len({BOS_NAMES[0], *self.special}) <= len(self.special) or "" in self.special:
+            raise ValueError(f"BPE: special tokens have names of their own, not {self.special}")
 
     def load(self, train: Documents) -> Tokenizer:
+        if self.of is not None:
+            from lcx.data.corpus import Data
+
+            train = Data(self.of).splits()["train"]
         if not len(train):
             raise ValueError(
                 f"{self} is trained on the train split, which holds no document: add documents, "
@@ -86,9 +101,9 @@ class BPE:
             )
 
         def make(path: Path) -> None:
-            path.write_text(_trained(train, self.vocab), encoding="utf-8")
+            path.write_text(_trained(train, self.vocab, self.special), encoding="utf-8")
 
-        key = cache.Digest("BPE", str(self.vocab), train.fingerprint)
+        key = cache.Digest("BPE", str(self.vocab), train.fingerprint, *self.special)
         path = cache.once(cache.folder() / "bpe" / f"{key}.json", make)
         return ByteLevelTokenizer(path.read_text(encoding="utf-8"), str(self))
 
@@ -137,7 +152,7 @@ LONG = 2**22
 """Bytes: to train on so many takes seconds, and without spaces many, so it shows its progress."""
 
 
-def _trained(documents: Documents, vocab: int) -> str:
+def _trained(documents: Documents, vocab: int, special: Sequence[str]) -> str:
     """A byte-level BPE trained on the documents, as JSON."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -153,7 +168,7 @@ def _trained(documents: Documents, vocab: int) -> str:
     model.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
-        special_tokens=[BOS_NAMES[0]],
+        special_tokens=[BOS_NAMES[0], *special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=_is_watched() and sum(len(d.text) for d in documents) >= LONG,
     )

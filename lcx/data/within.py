@@ -111,6 +111,7 @@ def split_within(
             lambda i: read(parts[i].document)[parts[i].where],
             [part.group for part in parts],
             marks if documents.marked else None,
+            documents.notes,
         )
 
     return {split: of(parts) for split, parts in found.items()}

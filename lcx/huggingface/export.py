@@ -61,7 +61,8 @@ def _fit(family: Family, wanted: LM) -> tuple[dict[str, Any] | None, list[str]]:
 def _plain(model: LM) -> LM:
     """The model as a config can tell it: sizes are told, and what changes no output is not."""
     pattern = tuple(_told(block, model) for block in model.pattern)
-    return replace(model, vocab=model.vocabulary, policy=Policy(), remat="none", pattern=pattern)
+    plain = replace(model, policy=Policy(), remat="none", embed_noise=None)
+    return replace(plain, vocab=model.vocabulary, pattern=pattern)
 
 
 def _told(block: Any, model: LM) -> Any:

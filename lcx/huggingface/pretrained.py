@@ -9,11 +9,13 @@ import jax
 import numpy as np
 
 from lcx.block import Block
+from lcx.cache import Digest
 from lcx.huggingface.blinkdl import VERSIONS
 from lcx.huggingface.config import Config
 from lcx.huggingface.families import FAMILIES
 from lcx.huggingface.family import Family
 from lcx.huggingface.folder import Folder
+from lcx.huggingface.peft import PeftFolder
 from lcx.huggingface.state_dict import StateDict, folder_at
 from lcx.huggingface.tensors import read_parameters, tensors
 from lcx.model import LM
@@ -43,6 +45,9 @@ class Pretrained:
     """
 
     folder: FilePath
+    adapter: FilePath | None = None
+    """A folder with a LoRA that peft has saved (`adapter_config.json`), which is merged into the
+    weights as they are read: in fp32, rounded once to the model's dtype."""
 
     def model(self, position: PositionScheme | None = None) -> LM:
         """The architecture that the config tells, under its own positions or the ones given.
@@ -97,7 +102,8 @@ class Pretrained:
 
         Raises as `check` does where a file is missing or is no safetensors.
         """
-        return self._files.fingerprint()
+        files = self._files.fingerprint()
+        return files if self._adapter is None else str(Digest(files, self._adapter.fingerprint()))
 
     def check(self, model: LM) -> None:
         """Raise ValueError where the weights do not fit a model; reads their headers alone."""
@@ -118,6 +124,8 @@ class Pretrained:
             unread.discard(name)
         if unread:
             raise ValueError(f"{self}: {', '.join(sorted(unread)[:3])} have no place in the model")
+        if self._adapter is not None:
+            self._adapter.check(model, expected, self.family.heads)
 
     def load(self, model: LM, cut: Mesh | None = None) -> Params:
         """The parameters, in the model's dtype.
@@ -132,7 +140,9 @@ class Pretrained:
             placed = shardings(abstract, make_mesh(cut))
 
         def read(name: str, index: Any = None) -> np.ndarray:
-            return self._files.read(self._named(name), index)
+            tensor = self._files.read(self._named(name), index)
+            own = self._adapter
+            return tensor if own is None else own.applied(name, tensor, index)
 
         return read_parameters(self.family, model, read, placed)
 
@@ -156,6 +166,12 @@ class Pretrained:
                 f"{self}: {self._files.told_by} {named}{hint}; those known are {', '.join(known)}"
             )
         return known[kind]
+
+    @cached_property
+    def _adapter(self) -> PeftFolder | None:
+        if self.adapter is None:
+            return None
+        return PeftFolder(resolved(self.adapter), str(self))
 
     @cached_property
     def _files(self) -> Folder:

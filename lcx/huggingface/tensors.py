@@ -27,7 +27,8 @@ class Tensor(NamedTuple):
     """Of the parts."""
 
     @property
-    def _turned(self) -> bool:
+    def turned(self) -> bool:
+        """Whether it is the transpose of its parts."""
         said = self.rule.turned
         return self.parts[0][0].endswith(".kernel") if said is None else said
 
@@ -36,7 +37,7 @@ class Tensor(NamedTuple):
         """Of the tensor."""
         *first, _ = self.shapes[0]
         shape = (*first, sum(shape[-1] for shape in self.shapes))
-        shape = shape[::-1] if self._turned else shape
+        shape = shape[::-1] if self.turned else shape
         return shape if self.rule.shape is None else _filled(self.rule.shape, math.prod(shape))
 
     def split(self, tensor: np.ndarray) -> list[np.ndarray]:
@@ -44,7 +45,7 @@ class Tensor(NamedTuple):
         first = self.shapes[0][:-1]
         widths = [shape[-1] for shape in self.shapes]
         whole = (*first, sum(widths))
-        tensor = tensor.reshape(whole[::-1]).T if self._turned else tensor.reshape(whole)
+        tensor = tensor.reshape(whole[::-1]).T if self.turned else tensor.reshape(whole)
         if len(widths) == 1:
             return [tensor]
         groups = self.rule.groups
@@ -60,14 +61,14 @@ class Tensor(NamedTuple):
         else:
             apart = [part.reshape(*first, groups, -1) for part in parts]
             tensor = np.concatenate(apart, axis=-1).reshape(*first, -1)
-        tensor = tensor.T if self._turned else tensor
+        tensor = tensor.T if self.turned else tensor
         return np.ascontiguousarray(tensor.reshape(self.shape))
 
     def part(self, read: Read, which: int, index: Index) -> np.ndarray:
         """What is at an index of one of its parts; reads no more than that where it can."""
         if len(self.parts) == 1 and self.rule.shape is None:
-            part = read(self.name, index[::-1] if self._turned else index)
-            return part.T if self._turned else part
+            part = read(self.name, index[::-1] if self.turned else index)
+            return part.T if self.turned else part
         return self.split(read(self.name, None))[which][index]
 
 

@@ -15,7 +15,7 @@ from lcx.layers.rwkv import LastToken, blend, blend_back, rwkv_depth, token_mix,
 from lcx.types import Context, Dims, Output, Params, State, absent_fields
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
@@ -53,7 +53,7 @@ class _Gated:
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
-        gate = _ACTIVATIONS[self.activation](params.gate(x))
+        gate = ACTIVATIONS[self.activation](params.gate(x))
         return Output(params.down(gate * params.up(x)), state)
 
 
@@ -102,7 +102,7 @@ class MLP:
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
-        return Output(params.down(_ACTIVATIONS[self.activation](params.up(x))), state)
+        return Output(params.down(ACTIVATIONS[self.activation](params.up(x))), state)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Array, Float
 
 from lcx.logits import OverLogits
+from lcx.model import LM
 from lcx.parallel.seqpar import Shards
-from lcx.types import Batch
+from lcx.types import Batch, Params
 
 
 class LossSums(NamedTuple):
@@ -50,6 +51,24 @@ class Loss(Protocol):
         x: what the head reads. over_logits: (f, x, *per_token) -> f(logits, *per_token) of every
         token, in pieces (`lcx.logits.over_logits`). Targets count where `batch.scored` says so.
         """
+        ...
+
+
+@runtime_checkable
+class OfWritten(Protocol):
+    """A loss that adds, in some steps, something of what the model itself writes."""
+
+    @property
+    def rate(self) -> float:
+        """The share of such steps."""
+        ...
+
+    def check(self, length: int) -> None:
+        """Raise ValueError where rows of so many tokens do not do."""
+        ...
+
+    def of_written(self, model: LM, params: Params, batch: Batch) -> Float[Array, ""]:
+        """A sum over whole rows that is minimised, too, divided as the others; not shown."""
         ...
 
 

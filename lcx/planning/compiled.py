@@ -20,8 +20,8 @@ from lcx.model import LM
 from lcx.parallel.mesh import BATCH, make_mesh, shardings
 from lcx.parallel.xla import known_options
 from lcx.planning.hlo import Collectives, collectives
-from lcx.training.loop import TrainState, fresh_state, jit_step
-from lcx.types import Batch
+from lcx.training.loop import TrainState, fresh_state, held, jit_step
+from lcx.types import Batch, Leaves
 
 COMPILES = 4
 """At most so many programs are compiled to find the longest context."""
@@ -52,9 +52,10 @@ def measure(experiment: Experiment) -> Measured:
 
     Raises ValueError where they are too few for its mesh.
     """
-    compiled, state, _ = compile_step(replace(experiment, model=as_if_half(experiment.model)))
+    half = replace(experiment, model=as_if_half(experiment.model))
+    compiled, state, _, frozen = compile_step(half)
     return Measured(
-        parameters=device_bytes(state.params),
+        parameters=device_bytes(state.params) + device_bytes(frozen),
         optimizer=device_bytes(state.optimizer),
         arguments=compiled.memory_analysis().argument_size_in_bytes,
         memory=peak(compiled),
@@ -74,8 +75,8 @@ def as_if_half(model: LM) -> LM:
     return replace(model, policy=replace(policy, **half))
 
 
-def compile_step(experiment: Experiment) -> tuple[Any, TrainState, Batch]:
-    """The compiled step, and the shapes and shardings of the state and the batch it takes."""
+def compile_step(experiment: Experiment) -> tuple[Any, TrainState, Batch, Leaves]:
+    """The compiled step; the state, batch and frozen parameters that it takes, as shapes."""
     settings, mesh = experiment.train, make_mesh(experiment.mesh)
     optimizer = settings.optimizer.transform(settings.steps)
 
@@ -90,10 +91,13 @@ def compile_step(experiment: Experiment) -> tuple[Any, TrainState, Batch]:
     if needs_reference(settings.loss):
         known: Any = laid(jax.ShapeDtypeStruct(tokens.shape, jnp.float32), rows.sharding)
         batch = batch._replace(reference=known)
+    base = jax.eval_shape(experiment.model.init, key)
+    frozen = held(experiment, jax.tree.map(laid, base, shardings(base, mesh)))
     with jax.set_mesh(mesh):
         step = jit_step(experiment, optimizer, where, mesh)
         options: Any = known_options(OPTIONS)
-        return step.lower(state, batch).compile(compiler_options=options), state, batch
+        compiled = step.lower(state, batch, frozen).compile(compiler_options=options)
+        return compiled, state, batch, frozen
 
 
 def laid(array: Any, where: Any) -> jax.ShapeDtypeStruct:

@@ -107,7 +107,7 @@ def plan_step(experiment: Experiment, chip: Chip) -> Step:
     fixed = here.parameters + here.optimizer
     activations = min(round(fitted.slope * settings.length), here.memory - fixed)
 
-    flops = training_flops(model, settings.length)
+    flops = training_flops(model, settings.length, experiment.tune)
     if flops is not None:
         lookup = 0 if model.tied else model.vocabulary * model.width
         products = 2 * (count_parameters(model) - lookup)

@@ -95,6 +95,8 @@ def variant_table(report: Report) -> str:
         trained = setup["steps"] > 0
         start = setup["init_from"]
         begun = "" if start is None else _small(f"from {start}")
+        if tune := setup.get("tune"):  # pages show results of earlier versions, too
+            begun += _small(f"tuned by {tune}")
         begun += "".join(_small(f"{key}: {in_words(own)}") for key, own in v["own"].items())
         begun += "".join(_small(f"--set {change}") for change in setup["changes"])
         begun += "".join(_small(f"taken as it is: {line}") for line in v["changed"])

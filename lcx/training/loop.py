@@ -9,28 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 from rich.console import Console
-from rich.text import Text
 
+from lcx.adapters.split import begin, frozen, tuned
 from lcx.data import PairedTexts, Texts, places
 from lcx.experiment import Experiment, trained_on
-from lcx.huggingface import Pretrained
 from lcx.logits import over_logits
-from lcx.losses import LossSums, needs_reference
+from lcx.losses import LossSums, OfWritten, needs_reference
 from lcx.optim import in_fp32
 from lcx.parallel.mesh import BATCH, make_mesh, place, shardings
 from lcx.parallel.preemption import Preemption
 from lcx.parallel.seqpar import AXIS, REPLICATED, SHARDED, sharded
 from lcx.positions.training import FromZero, redraw
-from lcx.progress import plain_console, progress
-from lcx.training.checkpoint import Checkpoints, CorruptCheckpointError
+from lcx.progress import plain_console, progress, warner
+from lcx.training.checkpoint import Checkpoints
 from lcx.training.fingerprint import fingerprint
 from lcx.training.further import worth_keeping
 from lcx.training.log import Log
 from lcx.training.reference import with_reference
 from lcx.training.runs import Run
-from lcx.types import Aux, Batch, Params
+from lcx.types import Aux, Batch, Leaves, Params
 
 VALIDATED = 2**15
 """Tokens of the validation split that a loss is taken of."""
@@ -39,7 +38,8 @@ VALIDATED = 2**15
 class TrainState(NamedTuple):
     """All that a step changes."""
 
-    params: Params
+    params: Params | Leaves
+    """All; or, under `Experiment.tune`, those that are trained, by path."""
     optimizer: optax.OptState
     step: Int[Array, ""]
 
@@ -65,8 +65,8 @@ def make_loss(experiment: Experiment) -> Callable[[Params, Batch], tuple[LossSum
 
 def make_step(
     experiment: Experiment, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
-    """The training step: (state, batch) -> (state, metrics). Pure; jit it.
+) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
+    """The training step: (state, batch, frozen parameters) -> (state, metrics). Pure; jit it.
 
     The batch is cut into `accumulate` equal parts, one after the other. Loss: that of the whole
     batch, whatever part a token is in; what is random depends on the seed, the step and the token.
@@ -74,9 +74,20 @@ def make_step(
     settings, sums_of, optimizer = experiment.train, make_loss(experiment), in_fp32(optimizer)
     _, seed = jax.random.split(jax.random.key(settings.seed))  # parameters are made from the seed
 
-    def loss(params: Params, batch: Batch, divisor: Float[Array, ""], real: Float[Array, ""]):
+    def loss(
+        trained: Params | Leaves,
+        frozen: Leaves,
+        batch: Batch,
+        divisor: Float[Array, ""],
+        real: Float[Array, ""],
+        writes: Bool[Array, ""] | None,
+    ):
+        params = whole(experiment, trained, frozen)
         sums, aux = sums_of(params, batch)
         minimised = sums.minimised / divisor
+        if isinstance(settings.loss, OfWritten):
+            own = partial(settings.loss.of_written, experiment.model, params, batch)
+            minimised += jax.lax.cond(writes, own, lambda: jnp.zeros(())) / divisor
         if aux.penalty is not None:
             minimised += aux.penalty / real
         reports = {name: a / real for name, a in aux.reports.items()}
@@ -84,14 +95,18 @@ def make_step(
         return minimised, (sums.shown / divisor, reports)
 
     @experiment.model.policy.precise()  # the model says so of its forward pass alone
-    def step(state: TrainState, batch: Batch):
+    def step(state: TrainState, batch: Batch, frozen: Leaves | None = None):
         key = jax.random.fold_in(seed, state.step)
         batch = batch._replace(keys=jax.random.split(key, batch.tokens.shape))
         divisor, real = settings.loss.divisor(batch), batch.real.sum().astype(jnp.float32)
+        writes = None
+        if isinstance(settings.loss, OfWritten):
+            own_key = jax.random.fold_in(key, 2**32 - 1)  # tokens have those of small numbers
+            writes = jax.random.bernoulli(own_key, settings.loss.rate)
 
         def gradient(part: Batch):
             take = jax.value_and_grad(loss, has_aux=True)
-            (_, shown), gradients = take(state.params, part, divisor, real)
+            (_, shown), gradients = take(state.params, frozen or {}, part, divisor, real, writes)
             # parts add up in fp32, and so does the norm, whatever parameters are stored in
             return shown, optax.tree.cast(gradients, jnp.float32)
 
@@ -131,11 +146,34 @@ def make_validation(experiment: Experiment) -> Callable[[Params, Batch], Float[A
 
 
 def fresh_state(
-    experiment: Experiment, optimizer: optax.GradientTransformation, key: Key[Array, ""]
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
+    key: Key[Array, ""],
+    start: Params | None = None,
 ) -> TrainState:
-    """The state before the first step."""
-    params = experiment.model.init(key)
+    """The state before the first step, from parameters `start` in place of fresh ones."""
+    params: Any = experiment.model.init(key) if start is None else start
+    if experiment.tune is not None:
+        own = jax.random.fold_in(key, 1)
+        params = begin(experiment.tune, experiment.model, params, own)
     return TrainState(params, in_fp32(optimizer).init(params), jnp.zeros((), jnp.int32))
+
+
+def held(experiment: Experiment, start: Params | None) -> Leaves:
+    """What no step changes, of the parameters that are tuned; nothing where all are trained."""
+    if experiment.tune is None:
+        return {}
+    if start is None:
+        raise ValueError("tune: few parameters are trained of those to start from, and none are")
+    return frozen(experiment.tune, experiment.model, start)
+
+
+def whole(experiment: Experiment, trained: Params | Leaves, frozen: Leaves) -> Params:
+    """The tree that the model reads."""
+    if isinstance(trained, Params):
+        return trained
+    assert experiment.tune is not None
+    return tuned(experiment.tune, experiment.model, trained, frozen)
 
 
 def jit_step(
@@ -179,19 +217,22 @@ def train(
     where = shardings(jax.eval_shape(fresh, key), mesh)
     cut = NamedSharding(mesh, BATCH)
     keeps = worth_keeping(settings.optimizer, settings.steps) if settings.steps else None
-    checkpointing = Checkpoints(run.checkpoints, _warn(console), always=keeps)
+    checkpointing = Checkpoints(run.checkpoints, warner(console), always=keeps)
     with jax.set_mesh(mesh), checkpointing as checkpoints:
-        state = jax.jit(fresh, out_shardings=where)(key)
-        if start is not None:
-            state = state._replace(params=jax.device_put(start, where.params))
+        given = None if start is None else jax.device_put(start, shardings(start, mesh))
+        rest = held(experiment, given)
+        state = jax.jit(fresh, out_shardings=where)(key, given if rest else None)
+        if given is not None and not rest:
+            state = state._replace(params=given)
+        read = partial(whole, experiment, frozen=rest)
         if settings.steps == 0:
             checkpoints.set_aside(after=-1)
             checkpoints.save(0, state, None)
-            run.finish(fingerprint(state.params))
+            run.finish(fingerprint(read(state.params)))
             return
         corpus = trained_on(settings.loss, corpus)
         if needs_reference(settings.loss) and isinstance(corpus, PairedTexts):
-            corpus = with_reference(experiment, run, corpus, state.params, mesh)
+            corpus = with_reference(experiment, run, corpus, read(state.params), mesh)
         batches = iter(corpus.batches(settings.length, settings.batch, settings.seed))
         done = 0
         if restored := checkpoints.restore(state, batches):
@@ -207,14 +248,14 @@ def train(
             for number in range(done + 1, settings.steps + 1):
                 batch = positioned(experiment, next(batches), (settings.seed, number))
                 batch = Batch(**{name: place(array, cut) for name, array in batch.items()})
-                state, metrics = step(state, batch)
+                state, metrics = step(state, batch, rest)
                 if last is not None:
                     bar.update(task, completed=number - 1, note=log.write(number - 1, last))
                 last = metrics
                 if validation is not None and settings.evaluates(number):
                     jax.block_until_ready(metrics)
                     with log.pause():
-                        last = metrics | {"validation_loss": validation.loss(state.params)}
+                        last = metrics | {"validation_loss": validation.loss(read(state.params))}
                 ending = preemption is not None and preemption.reached()
                 if ending or settings.saves(number) or number == keeps:
                     bar.update(task, completed=number, note=log.write(number, last))
@@ -223,7 +264,7 @@ def train(
                 if ending and preemption is not None and number < settings.steps:
                     checkpoints.wait()
                     preemption.end(f"{run.name}: saved at step {number} of {settings.steps}")
-        run.finish(fingerprint(state.params))
+        run.finish(fingerprint(read(state.params)))
 
 
 def positioned(
@@ -263,42 +304,3 @@ class Validation:
     def loss(self, params: Params) -> float:
         """The loss that is shown. To be called while the mesh is set."""
         return float(self._loss(params, self._rows))
-
-
-def restore_params(experiment: Experiment, run: Run, console: Console | None = None) -> Params:
-    """The parameters of a finished run, on this experiment's mesh.
-
-    Those of a published model that was not trained are read where they lie. Raises
-    FileNotFoundError where the run is not finished, CorruptCheckpointError where its last
-    checkpoint cannot be read.
-    """
-    steps, start = experiment.train.steps, experiment.init_from
-    if not finished(experiment, run):
-        raise FileNotFoundError(f"{run.name} is not trained in {run.folder.parent} (lcx train)")
-    if experiment.as_published and isinstance(start, Pretrained):
-        return start.load(experiment.model, experiment.mesh)
-    mesh = make_mesh(experiment.mesh)
-    abstract = jax.eval_shape(experiment.model.init, jax.random.key(0))
-    like = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-        abstract,
-        shardings(abstract, mesh),
-    )
-    with Checkpoints(run.checkpoints, _warn(console or plain_console())) as checkpoints:
-        found = checkpoints.restore({"params": like})
-    if found is None or found[0] != steps:
-        raise CorruptCheckpointError(
-            f"checkpoint {steps} in {run.checkpoints} cannot be read; lcx train makes it again"
-        )
-    return found[1]["params"]
-
-
-def finished(experiment: Experiment, run: Run) -> bool:
-    """Whether the run has the checkpoint of its last step; a published model needs none."""
-    if experiment.as_published:
-        return run.origin is not None
-    return (run.checkpoints / str(experiment.train.steps)).is_dir()
-
-
-def _warn(console: Console) -> Callable[[str], None]:
-    return lambda message: console.print(Text.assemble(("warning:", "yellow"), f" {message}"))
