@@ -146,9 +146,10 @@ def test_losses_do_not_depend_on_how_a_batch_is_cut(
     alone = replace(experiment, train=settings)
     cut = replace(alone, train=replace(settings, accumulate=accumulate), mesh=mesh)
     runs = [trained(e, tmp_path / n, start) for e, n in ((alone, "alone"), (cut, "cut"))]
+    # measured: 6e-7, 8e-7 and 7e-7
     for a, b in zip(*(run.read_metrics() for run in runs), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-6)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=2e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=4e-6)
         assert a["reports"]["lead"] == pytest.approx(b["reports"]["lead"], abs=2e-6)
 
 
