@@ -10,13 +10,18 @@ gains is in part memory.
     lcx compare experiments/chat.py --only asked,tuned,from_nothing
     lcx generate runs/chat/tuned --chat
 
-The conversations are written into lcx's cache, once for each Python.
+The conversations are written into lcx's cache, once for each Python. Cost: about 5 minutes on 2
+cores. The numbers are in `LOG.md`.
+
+Expected, and measured, of one training: without pretraining the fine-tune stays far behind (113
+where the tuned base has 19.5, at 128 tokens); tuning helps where the question is in sight. The
+answers have the form of answers, and are not true.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from docstrings import write
+
 from lcx import (
     BPE,
     LM,
@@ -50,7 +55,7 @@ MODEL = LM(
 def talk() -> Conversations:
     """The conversations about this Python's library."""
     place = cache.folder() / "docstrings" / f"{python_source.key()}.jsonl"
-    return Conversations(str(cache.once(place, lambda path: Path(path) and write(path))), ChatML())
+    return Conversations(str(cache.once(place, write)), ChatML())
 
 
 def experiments() -> Experiments:

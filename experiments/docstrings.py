@@ -53,8 +53,8 @@ def conversations() -> Iterator[tuple[str, list[tuple[str, str]]]]:
             yield f"{module}_{number}", pairs[first : first + TURNS]
 
 
-def write(path: Path) -> int:
-    """Write them all; how many."""
+def write(path: Path) -> None:
+    """Write them all."""
     lines = []
     for name, pairs in conversations():
         turns = []
@@ -62,10 +62,9 @@ def write(path: Path) -> int:
             turns += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
         lines.append(json.dumps({"id": name, "conversations": turns}))
     path.write_text("\n".join(lines) + "\n")
-    return len(lines)
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python experiments/docstrings.py FILE.jsonl")
-    print(f"{write(Path(sys.argv[1])):,} conversations of {TURNS} questions each")
+    write(Path(sys.argv[1]))
