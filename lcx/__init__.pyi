@@ -55,6 +55,9 @@ from lcx.data import (
     Llama3Chat as Llama3Chat,
 )
 from lcx.data import (
+    Pairs as Pairs,
+)
+from lcx.data import (
     Plain as Plain,
 )
 from lcx.data import (
@@ -138,6 +141,9 @@ from lcx.layers import (
 )
 from lcx.layers import (
     ZeroCentredRMSNorm as ZeroCentredRMSNorm,
+)
+from lcx.losses import (
+    DPO as DPO,
 )
 from lcx.losses import (
     Contrastive as Contrastive,

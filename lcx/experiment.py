@@ -12,12 +12,22 @@ from lcx.adapters import ADAPTERS, Tuning
 from lcx.adapters.split import check_merges
 from lcx.adapters.split import shapes as tuned_shapes
 from lcx.block import BLOCKS
-from lcx.data import SOURCES, TASKS, TEMPLATES, TOKENIZERS, Data, Task, Texts
+from lcx.data import (
+    SOURCES,
+    TASKS,
+    TEMPLATES,
+    TOKENIZERS,
+    Data,
+    PairedTexts,
+    Task,
+    Texts,
+    places,
+)
 from lcx.decoding import DECODINGS, PENALTIES, SEARCHES
 from lcx.dense import nearest_divisors
 from lcx.huggingface import Pretrained
 from lcx.layers import CHANNELS, NORMS
-from lcx.losses import LOSSES, CrossEntropy, Loss, OfWritten
+from lcx.losses import LOSSES, CrossEntropy, Loss, OfPairs, OfWritten, needs_reference
 from lcx.mixers import MIXERS
 from lcx.model import LM, parameters
 from lcx.optim import OPTIMIZERS, AdamW, Optimizer
@@ -300,13 +310,17 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
     except ValueError as error:
         raise problem("train.optimizer", error) from error
     try:
+        check_pairs(experiment, corpus)
+    except ValueError as error:
+        raise problem("train", error) from error
+    try:
         check_measures(experiment.evaluation)
         corpus.check(train.length, experiment.evaluation)
     except ValueError as error:
         raise problem("evaluation", error) from error
     if train.evaluate_every is not None:
         try:
-            there = corpus.tokens("validation")
+            there = places(trained_on(train.loss, corpus), train.length, "validation")
         except ValueError as error:
             raise problem("train.evaluate_every", error) from error
         needed = train.rows * train.length
@@ -349,6 +363,47 @@ def check_cuts(experiment: Experiment) -> None:
             # a vocabulary that it does not divide is copied: that of bytes, 257, is prime
             if RULES[name] == "model" and name != "vocab":
                 divides(mesh.model, "model", f"the {name!r} axis of {path}", size)
+
+
+def trained_on(loss: Loss, corpus: Texts) -> Texts:
+    """What training reads: of pairs, the preferred answers alone, unless the loss is of pairs."""
+    if isinstance(corpus, PairedTexts) and not isinstance(loss, OfPairs):
+        return corpus.preferred
+    return corpus
+
+
+def check_pairs(experiment: Experiment, corpus: Texts) -> None:
+    """Raise ValueError where a loss of pairs and what it is taken of do not fit together."""
+    train, loss = experiment.train, type(experiment.train.loss).__name__
+    if not train.steps:
+        return
+    if not isinstance(corpus, PairedTexts):
+        if isinstance(train.loss, OfPairs):
+            raise ValueError(
+                f"loss: {loss} compares two answers to a prompt, which the data do not have; write "
+                "Data(Pairs('pairs.jsonl')), say"
+            )
+        return
+    if not isinstance(train.loss, OfPairs):
+        return
+    if train.rows % (2 * experiment.mesh.rows):
+        raise ValueError(
+            f"batch: {train.batch} rows, in {train.accumulate} x {experiment.mesh.rows} parts "
+            "(accumulate; data x fsdp x expert), leave no whole number of pairs in each: a "
+            f"multiple of {2 * train.accumulate * experiment.mesh.rows} does"
+        )
+    if needs_reference(train.loss) and experiment.init_from is None:
+        raise ValueError(
+            f"loss: {loss}(reference=True) compares with the parameters that training starts from: "
+            "name the variant or the published model (init_from), or set reference=False"
+        )
+    if needs_reference(train.loss) and train.positions is not None:
+        raise ValueError(
+            f"positions: {spec.describe(train.positions)} draws positions anew in each step, and "
+            f"the reference of {loss} is computed once: leave it at None"
+        )
+    for split in ["train"] if train.evaluate_every is None else ["train", "validation"]:
+        corpus.rows(train.length, split)
 
 
 def _trained(experiment: Experiment) -> Any:

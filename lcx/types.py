@@ -113,6 +113,9 @@ class Batch(NamedTuple):
     """The token after each; negative where it cannot be known. The model does not read them."""
     keys: Key[Array, "B T"] | None = None
     """A random key a token, of a training step; None: nothing is random."""
+    reference: Float[Array, "B T"] | None = None
+    """The log-probability of each target under the parameters that training started from, 0 where
+    it does not count; for losses that ask for it (`DPO`). The model does not read them."""
 
     @property
     def real(self) -> Bool[Array, "B T"]:

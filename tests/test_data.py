@@ -107,7 +107,7 @@ def test_text_files_are_sorted_bytes_from_all_folders(tmp_path: Path):
 
 
 def test_tables_describe_themselves():
-    assert list(SOURCES) == ["PythonCorpus", "TextFiles", "TFDS", "Conversations"]
+    assert list(SOURCES) == ["PythonCorpus", "TextFiles", "TFDS", "Conversations", "Pairs"]
     assert list(TOKENIZERS) == ["Bytes", "BPE", "TokenizerFile"]
     for spec in (*SOURCES.values(), *TOKENIZERS.values()):
         assert 20 < len(spec.__doc__.splitlines()[0]) < 100

@@ -11,9 +11,10 @@ from jaxtyping import Bool
 from rich.console import Console
 from rich.text import Text
 
-from lcx.data import Corpus, Task, Texts, Tokenizer
+from lcx.data import Corpus, PairedTexts, Task, Texts, Tokenizer
 from lcx.experiment import Train, choose
 from lcx.experiment_file import load
+from lcx.losses import OfPairs
 from lcx.progress import plain_console
 from lcx.types import Ids
 from lcx.wording import plural
@@ -43,14 +44,16 @@ def show(file: Path, count: int, only: str | None, assignments: tuple[str, ...])
     if count < 1:
         raise ValueError(f"--show must be at least 1, not {count}")
     experiments, chosen = choose(load(file).experiments, only, assignments)
-    alike: dict[tuple[Task, Train], list[str]] = {}
+    alike: dict[tuple[Task, Train, bool], list[str]] = {}
     for name in chosen:
         data, train = experiments[name].data, experiments[name].train
         read = Train(length=train.length, seed=train.seed)
-        alike.setdefault((data, read), []).append(name)
+        alike.setdefault((data, read, isinstance(train.loss, OfPairs)), []).append(name)
     console = plain_console()
-    for (data, train), names in alike.items():
+    for (data, train, pairs), names in alike.items():
         texts = data.load()
+        if isinstance(texts, PairedTexts) and not pairs:
+            texts = texts.preferred
         said = texts.describe()
         title = f"{', '.join(names)}: {', '.join(said.values())}"
         console.print(title, style="bold", soft_wrap=True)
@@ -87,8 +90,14 @@ def _show(texts: Texts, train: Train, count: int, console: Console) -> None:
 
 def _pieces(texts: Texts, train: Train) -> Iterator[Piece]:
     """What training reads, in its order, without end: each row's documents, one after the other."""
-    for batch in texts.batches(train.length, 1, train.seed):
-        row = {name: np.asarray(array)[0] for name, array in batch.items()}
+    count = 2 if isinstance(texts, PairedTexts) else 1
+    batches = texts.batches(train.length, count, train.seed)
+    rows = (
+        {name: np.asarray(array)[index] for name, array in batch.items()}
+        for batch in batches
+        for index in range(count)
+    )
+    for row in rows:
         for segment in range(1, int(row["segments"].max()) + 1):
             where = row["segments"] == segment
             ids, targets = row["tokens"][where], row["targets"][where]

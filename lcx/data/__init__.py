@@ -4,9 +4,10 @@ from lcx.data.conversations import Conversations
 from lcx.data.corpus import Corpus, Data
 from lcx.data.documents import SPLITS, Document, Documents
 from lcx.data.jinja import Jinja
+from lcx.data.pairs import Pairs
 from lcx.data.recall import MQAR
 from lcx.data.sources import TFDS, PythonCorpus, Source, TextFiles
-from lcx.data.task import Task, Texts
+from lcx.data.task import PairedTexts, Task, Texts, places
 from lcx.data.templates import ChatML, ChatTemplate, Llama2Chat, Llama3Chat, Plain, Turn, Vicuna
 from lcx.data.tokenizers import (
     BPE,
@@ -18,7 +19,7 @@ from lcx.data.tokenizers import (
 )
 
 SOURCES: dict[str, type[Source]] = {
-    c.__name__: c for c in (PythonCorpus, TextFiles, TFDS, Conversations)
+    c.__name__: c for c in (PythonCorpus, TextFiles, TFDS, Conversations, Pairs)
 }
 TEMPLATES: dict[str, type[ChatTemplate]] = {
     c.__name__: c for c in (Plain, ChatML, Llama2Chat, Llama3Chat, Vicuna, Jinja)
@@ -45,6 +46,8 @@ __all__ = [
     "Jinja",
     "Llama2Chat",
     "Llama3Chat",
+    "PairedTexts",
+    "Pairs",
     "Plain",
     "PythonCorpus",
     "Source",
@@ -56,4 +59,5 @@ __all__ = [
     "TokenizerSpec",
     "Turn",
     "Vicuna",
+    "places",
 ]

@@ -1,13 +1,12 @@
 """Conversations as documents, of which the answers are trained."""
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from lcx.data.documents import Documents, Marks
+from lcx.data.entries import entries
 from lcx.data.rendering import Rendered, rendered
 from lcx.data.sources import TextFiles
 from lcx.data.templates import ChatTemplate, Plain
@@ -61,8 +60,11 @@ class Conversations:
         names, groups, made, known = [], [], [], set()
         left_out: Counter[str] = Counter()
         for file in TextFiles(self.glob).documents():
-            entries = [*self._entries(file.name, file.text)]
-            for number, (place, entry) in enumerate(counted(entries, len(entries), "rendering")):
+            try:
+                found = [*entries(file.text, file.name, "conversation")]
+            except ValueError as error:
+                raise ValueError(f"{self}: {error}") from None
+            for number, (place, entry) in enumerate(counted(found, len(found), "rendering")):
                 try:
                     document = self._document(entry)
                 except ValueError as error:
@@ -105,29 +107,3 @@ class Conversations:
         if document.marks.scored == ():
             raise OddError("no answer to train", "it has no answer to train")
         return document
-
-    def _entries(self, name: str, data: bytes) -> Iterator[tuple[str, Any]]:
-        """The entries of a file, each with where it stands."""
-        encoding = json.detect_encoding(data)
-        try:
-            text = data.decode(encoding, "surrogatepass")
-        except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            raise ValueError(f"{self}: {name}, line {line}: not {encoding}: {error}") from None
-        if text.lstrip().startswith("["):
-            for number, entry in enumerate(self._json(name, text, 1), 1):
-                yield f"entry {number}", entry
-            return
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                yield f"line {number}", self._json(name, line, number)
-
-    def _json(self, name: str, text: str, first_line: int) -> Any:
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            line = first_line + error.lineno - 1
-            raise ValueError(
-                f"{self}: {name}, line {line}: no JSON: {error.msg} (column {error.colno}). "
-                "Expected is a list of conversations, or one conversation in each line"
-            ) from None

@@ -80,11 +80,21 @@ class Data:
         """Finds the documents and makes the tokenizer ready."""
         splits = self.splits()
         notes = splits["train"].notes
-        return Corpus(self, splits, self.tokenizer.load(splits["train"]), notes)
+        tokenizer = self.tokenizer.load(splits["train"])
+        if splits["train"].paired:
+            from lcx.data.paired import PairCorpus
+
+            return PairCorpus(self, splits, tokenizer, notes)
+        return Corpus(self, splits, tokenizer, notes)
 
     def splits(self) -> dict[str, Documents]:
         """The documents, by split."""
         documents = self.source.documents()
+        if documents.paired and (self.split == "within" or self.at_least):
+            raise ValueError(
+                f"Data: {spec.describe(self.source)} has pairs, which stay whole: split='within' "
+                "and at_least are for single texts"
+            )
         if self.alike is not None:
             documents = with_near_copies(documents, self.alike)
         if self.split == "within":

@@ -45,7 +45,8 @@ class Documents:
     `groups` says what belongs together, pieces of one text or near copies: documents of one group
     bear the same name there, and go to the same split. By default each stands alone. `marks` gives
     those of a document by its index; None: none has any. `notes` are sentences on how they were
-    found, for whoever trains on them.
+    found, for whoever trains on them. `paired`: documents 2i and 2i + 1, of one group, are a
+    preferred answer and a rejected one.
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class Documents:
         groups: Sequence[str] | None = None,
         marks: Callable[[int], Marks] | None = None,
         notes: Sequence[str] = (),
+        paired: bool = False,
     ):
         self.names = names
         self.groups = names if groups is None else groups
         self.notes = notes
+        self.paired = paired
         self._read = read
         self._marks = marks
 
@@ -82,15 +85,23 @@ class Documents:
         return Marks() if self._marks is None else self._marks(index)
 
     def select(self, indices: Sequence[int]) -> "Documents":
-        """Those at `indices`, in that order."""
+        """Those at `indices`, in that order; of pairs, whole pairs."""
         names, groups = ([of[i] for i in indices] for of in (self.names, self.groups))
         of = self._marks
         marks = None if of is None else lambda i: of(indices[i])
-        return Documents(names, lambda i: self._read(indices[i]), groups, marks, self.notes)
+        return Documents(
+            names, lambda i: self._read(indices[i]), groups, marks, self.notes, self.paired
+        )
+
+    def preferred(self) -> "Documents":
+        """Of pairs, the preferred answers alone."""
+        every = self.select(range(0, len(self), 2))
+        every.paired = False
+        return every
 
     def grouped(self, groups: Sequence[str]) -> "Documents":
         """The same documents in other groups."""
-        return Documents(self.names, self._read, groups, self._marks, self.notes)
+        return Documents(self.names, self._read, groups, self._marks, self.notes, self.paired)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 
 from lcx.protocols import EvaluationProtocol, Text
 
@@ -79,6 +79,40 @@ class Texts(Protocol):
     def targets(self, protocol: EvaluationProtocol) -> Targets:
         """The documents that the protocol measures on. Raises ValueError where there are none."""
         ...
+
+
+@runtime_checkable
+class PairedTexts(Texts, Protocol):
+    """Texts whose rows 2i and 2i + 1 are a preferred answer and a rejected one to one prompt."""
+
+    @property
+    def preferred(self) -> Texts:
+        """The preferred answers alone, as single texts."""
+        ...
+
+    def rows(self, length: int, split: str) -> Any:
+        """The pairs of a split in order, a sequence of dicts such as batches, of arrays [2, T].
+
+        Raises ValueError where a pair does not fit into rows of `length`.
+        """
+        ...
+
+    def with_reference(self, values: Mapping[str, Float32[np.ndarray, " inputs"]]) -> "PairedTexts":
+        """The same, whose batches of these splits have a `reference` [B T], 0 in padding.
+
+        values: a number for each token of `rows` that is no padding, row after row.
+        """
+        ...
+
+
+def places(texts: Texts, length: int, split: str) -> int | None:
+    """How many tokens a split fills rows of `length` with, the padding of pairs included.
+
+    None: it has no end. Raises ValueError where it has none.
+    """
+    if isinstance(texts, PairedTexts):
+        return 2 * len(texts.rows(length, split)) * length
+    return texts.tokens(split)
 
 
 @runtime_checkable

@@ -46,7 +46,7 @@ def turns_of(entry: Any) -> list[Turn]:
         asked = "\n\n".join(filter(None, asked))
         found = [Turn("user", asked), Turn("assistant", _said(entry["output"], "output"))]
     elif "prompt" in entry and "completion" in entry:
-        found = _side(entry["prompt"], "user") + _side(entry["completion"], "assistant")
+        found = side(entry["prompt"], "user") + side(entry["completion"], "assistant")
     else:
         raise ValueError(f"no conversation: {_short(entry)}; expected {FORMS}")
     system = entry.get("system")
@@ -86,7 +86,7 @@ def check_turns(turns: Sequence[Turn]) -> None:
         raise OddError("no answer", "it has no answer")
 
 
-def _side(said: Any, role: str) -> list[Turn]:
+def side(said: Any, role: str) -> list[Turn]:
     """A prompt or a completion: a text, or messages."""
     if isinstance(said, list) and all(isinstance(part, dict) and "role" in part for part in said):
         return [_turn(turn, number) for number, turn in enumerate(said, 1)]

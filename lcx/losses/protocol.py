@@ -17,6 +17,8 @@ class LossSums(NamedTuple):
     """What training minimises, once it is divided; differentiable."""
     shown: Float[Array, ""]
     """What the log and the validation show, divided alike."""
+    reports: dict[str, Float[Array, " 1"]] | None = None
+    """What else the log shows, by name, divided alike; None: nothing."""
 
 
 @runtime_checkable
@@ -68,3 +70,18 @@ class OfWritten(Protocol):
     def of_written(self, model: LM, params: Params, batch: Batch) -> Float[Array, ""]:
         """A sum over whole rows that is minimised, too, divided as the others; not shown."""
         ...
+
+
+@runtime_checkable
+class OfPairs(Loss, Protocol):
+    """A loss of pairs: rows 2i and 2i + 1 of a batch are a preferred answer and a rejected one."""
+
+    @property
+    def reference(self) -> bool:
+        """Whether it needs `Batch.reference`: each target's log-probability at the start."""
+        ...
+
+
+def needs_reference(loss: Loss) -> bool:
+    """Whether a loss reads `Batch.reference`."""
+    return isinstance(loss, OfPairs) and loss.reference

@@ -8,6 +8,7 @@ there is; what it needs of the other pieces it gets by
     carry    the state that the pieces before leave behind    (every recurrence)
     ring     the others' arrays, one neighbour at a time      (softmax attention)
     gather   the others' arrays, all at once                  (softmax attention, few KV heads)
+    total    the sum of what all have                         (a row's log-probability)
 
 Each of them takes `shards`; None says that the sequence lies in one piece, and then nothing moves.
 """
@@ -106,6 +107,11 @@ def last(tree: Any, shards: Shards | None) -> Any:
         return tree
     mine = index(shards) == shards.count - 1
     return jax.tree.map(lambda a: lax.psum(jnp.where(mine, a, jnp.zeros_like(a)), AXIS), tree)
+
+
+def total(x: Shaped[Array, "..."], shards: Shards | None) -> Shaped[Array, "..."]:
+    """The sum of what the shards have, on every shard."""
+    return x if shards is None else lax.psum(x, AXIS)
 
 
 def gather(x: Shaped[Array, "B t ..."], shards: Shards | None) -> Shaped[Array, "B T ..."]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from lcx.experiment import Experiment
+from lcx.losses import needs_reference
 from lcx.model import LM
 from lcx.parallel.mesh import BATCH, make_mesh, shardings
 from lcx.parallel.xla import known_options
@@ -87,6 +88,9 @@ def compile_step(experiment: Experiment) -> tuple[Any, TrainState, Batch, Leaves
     names = ("tokens", "targets", "positions", "segments")
     rows: Any = laid(tokens, NamedSharding(mesh, BATCH))
     batch = Batch(**dict.fromkeys(names, rows))
+    if needs_reference(settings.loss):
+        known: Any = laid(jax.ShapeDtypeStruct(tokens.shape, jnp.float32), rows.sharding)
+        batch = batch._replace(reference=known)
     base = jax.eval_shape(experiment.model.init, key)
     frozen = held(experiment, jax.tree.map(laid, base, shardings(base, mesh)))
     with jax.set_mesh(mesh):

@@ -13,10 +13,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rich.console import Console
 
 from lcx.adapters.split import begin, frozen, tuned
-from lcx.data import Texts
-from lcx.experiment import Experiment
+from lcx.data import PairedTexts, Texts, places
+from lcx.experiment import Experiment, trained_on
 from lcx.logits import over_logits
-from lcx.losses import LossSums, OfWritten
+from lcx.losses import LossSums, OfWritten, needs_reference
 from lcx.optim import in_fp32
 from lcx.parallel.mesh import BATCH, make_mesh, place, shardings
 from lcx.parallel.preemption import Preemption
@@ -27,6 +27,7 @@ from lcx.training.checkpoint import Checkpoints
 from lcx.training.fingerprint import fingerprint
 from lcx.training.further import worth_keeping
 from lcx.training.log import Log
+from lcx.training.reference import with_reference
 from lcx.training.runs import Run
 from lcx.types import Aux, Batch, Leaves, Params
 
@@ -89,7 +90,9 @@ def make_step(
             minimised += jax.lax.cond(writes, own, lambda: jnp.zeros(())) / divisor
         if aux.penalty is not None:
             minimised += aux.penalty / real
-        return minimised, (sums.shown / divisor, jax.tree.map(lambda a: a / real, aux.reports))
+        reports = {name: a / real for name, a in aux.reports.items()}
+        reports |= {name: a / divisor for name, a in (sums.reports or {}).items()}
+        return minimised, (sums.shown / divisor, reports)
 
     @experiment.model.policy.precise()  # the model says so of its forward pass alone
     def step(state: TrainState, batch: Batch, frozen: Leaves | None = None):
@@ -227,6 +230,9 @@ def train(
             checkpoints.save(0, state, None)
             run.finish(fingerprint(read(state.params)))
             return
+        corpus = trained_on(settings.loss, corpus)
+        if needs_reference(settings.loss) and isinstance(corpus, PairedTexts):
+            corpus = with_reference(experiment, run, corpus, read(state.params), mesh)
         batches = iter(corpus.batches(settings.length, settings.batch, settings.seed))
         done = 0
         if restored := checkpoints.restore(state, batches):
@@ -283,7 +289,7 @@ class Validation:
 
     def __init__(self, experiment: Experiment, corpus: Texts, mesh: jax.sharding.Mesh):
         settings = experiment.train
-        there = corpus.tokens("validation")
+        there = places(corpus, settings.length, "validation")
         wanted = VALIDATED if there is None else min(VALIDATED, there)
         count = max(1, wanted // (settings.rows * settings.length))
         stream = iter(corpus.batches(settings.length, settings.rows, 0, split="validation"))

@@ -6,6 +6,7 @@ source/            the experiment file, and the modules beside it that it import
 environment.json   versions, commits, devices, command line of each start
 metrics.jsonl      one line a training step
 checkpoints/       by orbax
+reference/         what a loss of pairs compares with: a log-probability for each target
 eval/              one JSON per evaluation protocol and data set
 """
 
