@@ -1,12 +1,13 @@
 """Questions about the functions of the Python standard library, answered by their docstrings.
 
-    python experiments/docstrings.py talk.jsonl
+    python experiments/docstrings.py talk.jsonl pairs.jsonl
 
 writes conversations of three questions each, one a line, as ShareGPT has them: "What does
 shutil.copyfile(src, dst) do?", answered by the first paragraph of its docstring. The questions of
 one conversation are about functions of one module; modules with fewer than three have none. All of
-a module are pieces of one, by their ids, and lie in one split. Nothing is drawn at random: the same
-Python writes the same file.
+a module are pieces of one, by their ids, and lie in one split. And pairs of answers: the first
+question of each conversation, whose own docstring is preferred to that of the second, so that no
+docstring stands in two pairs. Nothing is drawn at random: the same Python writes the same files.
 """
 
 import ast
@@ -53,8 +54,8 @@ def conversations() -> Iterator[tuple[str, list[tuple[str, str]]]]:
             yield f"{module}_{number}", pairs[first : first + TURNS]
 
 
-def write(path: Path) -> None:
-    """Write them all."""
+def write_talk(path: Path) -> None:
+    """Write all conversations."""
     lines = []
     for name, pairs in conversations():
         turns = []
@@ -64,7 +65,17 @@ def write(path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def write_pairs(path: Path) -> None:
+    """Write all pairs."""
+    lines = []
+    for name, ((question, answer), (_, other), *_) in conversations():
+        pair = {"id": name, "prompt": question, "chosen": answer, "rejected": other}
+        lines.append(json.dumps(pair))
+    path.write_text("\n".join(lines) + "\n")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python experiments/docstrings.py FILE.jsonl")
-    write(Path(sys.argv[1]))
+    if len(sys.argv) != 3:
+        sys.exit("usage: python experiments/docstrings.py TALK.jsonl PAIRS.jsonl")
+    write_talk(Path(sys.argv[1]))
+    write_pairs(Path(sys.argv[2]))

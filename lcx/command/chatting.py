@@ -10,7 +10,7 @@ import numpy as np
 
 from lcx import cache, spec
 from lcx.command.writing import Writer, open_writer, parsed
-from lcx.data import Conversations
+from lcx.data import Conversations, Pairs
 from lcx.data.encoding import encode
 from lcx.data.jinja import Jinja
 from lcx.data.rendering import prompt
@@ -90,7 +90,7 @@ def _template(asked: Asked) -> ChatTemplate:
             raise ValueError(f"--chat: {error}; --template says how turns are written") from None
         return made
     source = getattr(open_run(asked.folder).experiment.data, "source", None)
-    if not isinstance(source, Conversations):
+    if not isinstance(source, Conversations | Pairs):
         raise ValueError(
             f"--chat: {asked.folder} was not trained on conversations; --template says how turns "
             "are written, 'Plain()' say"
