@@ -23,6 +23,7 @@ from lcx.losses import (
     LOSSES,
     Contrastive,
     CrossEntropy,
+    OfPairs,
     OfWritten,
     SequenceUnlikelihood,
     Unlikelihood,
@@ -214,7 +215,9 @@ EXAMPLES = {
     SequenceUnlikelihood: SequenceUnlikelihood(rate=1.0, prefix=8, new=8, per_row=2, n=2),
 }
 """Losses whose defaults are for longer rows."""
-ENTRIES = [EXAMPLES.get(cls) or cls() for cls in LOSSES.values()]
+LISTED = (EXAMPLES.get(cls) or cls() for cls in LOSSES.values())
+ENTRIES = [loss for loss in LISTED if not isinstance(loss, OfPairs)]
+"""Of those of pairs the laws are in `test_dpo.py` and `test_preferences.py`."""
 
 CUTS = [
     {"accumulate": 2, "mesh": Mesh(data=2, seq=2)},

@@ -84,7 +84,8 @@ class BPE:
         least = 257 + len(self.special)
         if self.vocab < least:
             raise ValueError(
-                f"BPE(vocab={self.vocab}): at least {least}, for 256 bytes, BOS and special tokens"
+                f"BPE(vocab={self.vocab}): at least {least}, for 256 bytes and BOS"
+                + f" and {len(self.special)} special tokens" * bool(self.special)
             )
         if len({BOS_NAMES[0], *self.special}) <= len(self.special) or "" in self.special:
             raise ValueError(f"BPE: special tokens have names of their own, not {self.special}")
@@ -152,7 +153,7 @@ LONG = 2**22
 """Bytes: to train on so many takes seconds, and without spaces many, so it shows its progress."""
 
 
-def _trained(documents: Documents, vocab: int, special: Sequence[str]) -> str:
+def _trained(documents: Documents, vocab: int, special: Sequence[str] = ()) -> str:
     """A byte-level BPE trained on the documents, as JSON."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
