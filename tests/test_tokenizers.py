@@ -246,3 +246,31 @@ def test_a_file_that_is_none_is_named(tmp_path: Path):
     (tmp_path / "t.json").write_bytes(b'{"version": "\xff"}')
     with pytest.raises(ValueError, match=r"t\.json'\): not UTF-8 \(byte 13\)"):
         TokenizerFile(str(tmp_path / "t.json")).load(NOTHING)
+
+
+def test_special_tokens_are_what_no_text_becomes(tmp_path):
+    source = write(tmp_path / "texts", {"a.txt": b"<|im_end|> and <|im_end|> again. " * 40})
+    tokenizer = BPE(280, ("<|im_start|>", "<|im_end|>")).load(source.documents())
+    assert {"<|im_start|>", "<|im_end|>"} < tokenizer.special.keys()
+    ids = tokenizer.encode(b"<|im_end|>")
+    assert not set(ids.tolist()) & set(tokenizer.special.values())
+    assert tokenizer.decode(ids) == b"<|im_end|>"
+    assert BPE(280).load(source.documents()).fingerprint != tokenizer.fingerprint
+
+
+def test_stages_of_a_training_share_a_tokenizer(tmp_path):
+    words = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
+    before = write(tmp_path / "a", {f"{w}.txt": f"{w} {w}s ".encode() * 60 for w in words})
+    after = write(tmp_path / "b", {f"{w}.txt": f"un{w} ".encode() * 60 for w in words})
+    own, shared = BPE(300), BPE(300, of=before)
+    first, then = Data(before, own).load(), Data(after, shared).load()
+    assert first.tokenizer.fingerprint == then.tokenizer.fingerprint
+    assert Data(after, own).load().tokenizer.fingerprint != first.tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("special", [("a", "a"), ("",), ("<s>",)])
+def test_special_tokens_have_names_of_their_own(special):
+    with pytest.raises(ValueError, match="special tokens have names of their own"):
+        BPE(special=special)
+    with pytest.raises(ValueError, match=r"at least 258, .* and 1 for special tokens"):
+        BPE(257, ("a",))

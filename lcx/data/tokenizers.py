@@ -85,7 +85,7 @@ class BPE:
         if self.vocab < least:
             raise ValueError(
                 f"BPE(vocab={self.vocab}): at least {least}, for 256 bytes and BOS"
-                + f" and {len(self.special)} special tokens" * bool(self.special)
+                + f", and {len(self.special)} for special tokens" * bool(self.special)
             )
         if len({BOS_NAMES[0], *self.special}) <= len(self.special) or "" in self.special:
             raise ValueError(f"BPE: special tokens have names of their own, not {self.special}")
