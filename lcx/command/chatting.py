@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lcx import cache, spec
-from lcx.command.writing import Writer, open_writer, parsed
+from lcx.command.writing import Writer, open_writer, parsed, say_if_long
 from lcx.data import Conversations, Pairs
 from lcx.data.encoding import encode
 from lcx.data.jinja import Jinja
@@ -65,12 +65,7 @@ def chat(asked: Asked) -> None:
     for number, question in enumerate(_questions(asked)):
         turns.append(Turn("user", question))
         ids = _ids(template, turns, writer)
-        if 0 < writer.trained < len(ids) + asked.new:
-            plain_console(stderr=True).print(
-                f"the conversation may become {len(ids) + asked.new} tokens long; the model was "
-                f"trained on {writer.trained}",
-                style="dim",
-            )
+        say_if_long(writer, "conversation", len(ids) + asked.new)
         answer = _print_answer(generator, writer, ids, asked.new, asked.seed + number)
         turns.append(Turn("assistant", answer.strip()))
 

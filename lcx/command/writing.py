@@ -79,12 +79,7 @@ def generate(asked: Asked) -> None:
             f"--samples {asked.samples}: {asked.decoding} draws nothing, and writes the same text "
             "each time; a BeamSearch without a guard has as many texts as beams"
         )
-    if 0 < writer.trained < len(ids) + asked.new:
-        say.print(
-            f"the text may become {len(ids) + asked.new} tokens long; the model was trained on "
-            f"{writer.trained}",
-            style="dim",
-        )
+    say_if_long(writer, "text", len(ids) + asked.new)
     generator = Generator(
         writer.model,
         writer.params,
@@ -102,6 +97,16 @@ def generate(asked: Asked) -> None:
         else:
             written = generator.write([ids] * asked.samples, asked.new, asked.seed, guard)
     (_print_json if asked.as_json else _print_whole)(asked, writer, ids, written)
+
+
+def say_if_long(writer: Writer, what: str, tokens: int) -> None:
+    """A note where more tokens may stand there than the model was trained on."""
+    if 0 < writer.trained < tokens:
+        plain_console(stderr=True).print(
+            f"the {what} may become {tokens} tokens long; the model was trained on "
+            f"{writer.trained}",
+            style="dim",
+        )
 
 
 def parsed(flag: str, text: str, kind: Any, example: str) -> Any:

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lcx.data.documents import Documents, Marks
-from lcx.data.entries import entries
+from lcx.data.entries import made_of_entries
 from lcx.data.rendering import Rendered, rendered
-from lcx.data.sources import TextFiles
 from lcx.data.templates import ChatTemplate, Plain
 from lcx.data.turns import OddError, check_turns, turns_of
 from lcx.paths import GlobPath
-from lcx.progress import counted
 from lcx.wording import plural
 
 
@@ -59,27 +57,14 @@ class Conversations:
     def documents(self) -> Documents:
         names, groups, made, known = [], [], [], set()
         left_out: Counter[str] = Counter()
-        for file in TextFiles(self.glob).documents():
-            try:
-                found = [*entries(file.text, file.name, "conversation")]
-            except ValueError as error:
-                raise ValueError(f"{self}: {error}") from None
-            for number, (place, entry) in enumerate(counted(found, len(found), "rendering")):
-                try:
-                    document = self._document(entry)
-                except ValueError as error:
-                    if isinstance(error, OddError) and self.odd == "skip":
-                        left_out[error.kind] += 1
-                        continue
-                    ways = f"; odd={'skip'!r} leaves such out" * isinstance(error, OddError)
-                    raise ValueError(f"{self}: {file.name}, {place}: {error}{ways}") from None
-                at = entry.get("id")
-                name = f"{file.name}/{number if at is None else at}"
-                names.append(name if name not in known else f"{name}/{number}")
-                known.add(name)
-                pieces = "conversations" in entry and isinstance(at, str)
-                groups.append(re.sub(r"_\d+$", "", name) if pieces else name)
-                made.append(document)
+        for one in made_of_entries(self, "conversation", self._document, left_out):
+            at = one.given.get("id")
+            name = f"{one.file}/{one.number if at is None else at}"
+            names.append(name if name not in known else f"{name}/{one.number}")
+            known.add(name)
+            pieces = "conversations" in one.given and isinstance(at, str)
+            groups.append(re.sub(r"_\d+$", "", name) if pieces else name)
+            made.append(one.made)
         total = len(names) + left_out.total()
         reasons = ", ".join(f"{count} with {kind}" for kind, count in left_out.most_common())
         if not names:

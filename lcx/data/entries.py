@@ -1,8 +1,49 @@
 """The entries of files of JSON and of JSON Lines, each with where it stands."""
 
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from lcx.data.sources import TextFiles
+from lcx.data.turns import OddError
+from lcx.progress import counted
+
+
+class Entry(NamedTuple):
+    """An entry of one of several files, and what was made of it."""
+
+    file: str
+    number: int
+    """In its file, from 0."""
+    given: Any
+    made: Any
+
+
+def made_of_entries(
+    source: Any, what: str, make: Callable[[Any], Any], left_out: Counter[str]
+) -> Iterator[Entry]:
+    """What `make` makes of each entry of the files that `source.glob` matches; shows its progress.
+
+    `source.odd` says what is done where `make` raises OddError: "skip" counts it in `left_out`, by
+    kind. Raises ValueError, with the source, the file and the place, for all else that `make`
+    raises.
+    """
+    for file in TextFiles(source.glob).documents():
+        try:
+            found = [*entries(file.text, file.name, what)]
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+        for number, (place, entry) in enumerate(counted(found, len(found), "rendering")):
+            try:
+                made = make(entry)
+            except ValueError as error:
+                if isinstance(error, OddError) and source.odd == "skip":
+                    left_out[error.kind] += 1
+                    continue
+                ways = f"; odd={'skip'!r} leaves such out" * isinstance(error, OddError)
+                raise ValueError(f"{source}: {file.name}, {place}: {error}{ways}") from None
+            yield Entry(file.name, number, entry, made)
 
 
 def entries(data: bytes, name: str, what: str) -> Iterator[tuple[str, Any]]:

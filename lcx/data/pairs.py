@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lcx.data.documents import Documents
-from lcx.data.entries import entries
+from lcx.data.entries import made_of_entries
 from lcx.data.rendering import Rendered, rendered
-from lcx.data.sources import TextFiles
 from lcx.data.templates import ChatTemplate, Plain, Turn
 from lcx.data.turns import OddError, check_turns, side
 from lcx.paths import GlobPath
-from lcx.progress import counted
 from lcx.wording import plural
 
 SIDES = ("chosen", "rejected")
@@ -66,27 +64,14 @@ class Pairs:
         known: set[str] = set()
         made: list[Rendered] = []
         left_out: Counter[str] = Counter()
-        for file in TextFiles(self.glob).documents():
-            try:
-                found = [*entries(file.text, file.name, "pair")]
-            except ValueError as error:
-                raise ValueError(f"{self}: {error}") from None
-            for number, (place, entry) in enumerate(counted(found, len(found), "rendering")):
-                try:
-                    pair = self._pair(entry)
-                except ValueError as error:
-                    if isinstance(error, OddError) and self.odd == "skip":
-                        left_out[error.kind] += 1
-                        continue
-                    ways = f"; odd={'skip'!r} leaves such out" * isinstance(error, OddError)
-                    raise ValueError(f"{self}: {file.name}, {place}: {error}{ways}") from None
-                if self.longest is not None and max(len(p.text) for p in pair) > self.longest:
-                    left_out[f"more than {self.longest} bytes"] += 1
-                    continue
-                name = f"{file.name}/{entry.get('id', number)}"
-                names.append(name if name not in known else f"{name}/{number}")
-                known.add(name)
-                made += pair
+        for one in made_of_entries(self, "pair", self._pair, left_out):
+            if self.longest is not None and max(len(p.text) for p in one.made) > self.longest:
+                left_out[f"more than {self.longest} bytes"] += 1
+                continue
+            name = f"{one.file}/{one.given.get('id', one.number)}"
+            names.append(name if name not in known else f"{name}/{one.number}")
+            known.add(name)
+            made += one.made
         total = len(names) + left_out.total()
         reasons = ", ".join(f"{count} with {kind}" for kind, count in left_out.most_common())
         if not names:

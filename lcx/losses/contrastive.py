@@ -11,8 +11,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from lcx.logits import OverLogits
-from lcx.losses.protocol import LossSums
-from lcx.ops.documents import beginnings, own_piece, totals
+from lcx.losses.protocol import LossSums, OfTokens
+from lcx.ops.documents import indices_and_beginnings, own_piece, totals
 from lcx.parallel import seqpar
 from lcx.parallel.seqpar import Shards
 from lcx.protocols.measures import token_scores
@@ -23,7 +23,7 @@ TILE = 512
 
 
 @dataclass(frozen=True)
-class Contrastive:
+class Contrastive(OfTokens):
     """Cross-entropy, and contrast between what the head reads of different tokens.
 
     SimCTG, Su et al. 2022 (arXiv:2202.06417), equations 2 and 3, of each document: to the mean of
@@ -44,13 +44,6 @@ class Contrastive:
         if not self.weight >= 0:
             raise ValueError(f"Contrastive: weight cannot be negative, not {self.weight}")
 
-    @property
-    def unit(self) -> str:
-        return "nats per token"
-
-    def divisor(self, batch: Batch) -> Float[Array, ""]:
-        return batch.scored.sum().astype(jnp.float32)
-
     def __call__(
         self,
         x: Float[Array, "B T D"],
@@ -63,11 +56,9 @@ class Contrastive:
         real, scored = (
             seqpar.gather(a, shards).astype(jnp.int32) for a in (batch.real, batch.scored)
         )
-        first = jnp.zeros_like(real)
-        if batch.segments is not None:
-            first = beginnings(seqpar.gather(batch.segments, shards))
+        rows, length = real.shape
+        index, first = indices_and_beginnings(batch.segments, length, rows, shards)
         size = totals(real, first).astype(jnp.float32)
-        index = jnp.broadcast_to(jnp.arange(real.shape[1], dtype=jnp.int32), real.shape)
         # a document's mean over n (n - 1) pairs counts as often as it has scored tokens
         weights = totals(scored, first) / jnp.maximum(size * (size - 1), 1)
         of_tokens = (own_piece(a, shards) for a in (weights, first, index))

@@ -6,14 +6,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lcx.logits import OverLogits
-from lcx.losses.protocol import LossSums
+from lcx.losses.protocol import LossSums, OfTokens
 from lcx.parallel.seqpar import Shards
 from lcx.protocols.measures import token_scores
 from lcx.types import Batch
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(OfTokens):
     """Negative log-likelihood of the next token, in nats a scored token."""
 
     z: float = 0.0
@@ -29,13 +29,6 @@ class CrossEntropy:
             raise ValueError(f"CrossEntropy: z cannot be negative, not {self.z}")
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"CrossEntropy: smoothing must be in [0, 1), not {self.smoothing}")
-
-    @property
-    def unit(self) -> str:
-        return "nats per token"
-
-    def divisor(self, batch: Batch) -> Float[Array, ""]:
-        return batch.scored.sum().astype(jnp.float32)
 
     def __call__(
         self,

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lcx.logits import OverLogits
@@ -52,6 +53,17 @@ class Loss(Protocol):
         token, in pieces (`lcx.logits.over_logits`). Targets count where `batch.scored` says so.
         """
         ...
+
+
+class OfTokens:
+    """What losses of single tokens show, and by what they are divided."""
+
+    @property
+    def unit(self) -> str:
+        return "nats per token"
+
+    def divisor(self, batch: Batch) -> Float[Array, ""]:
+        return batch.scored.sum().astype(jnp.float32)
 
 
 @runtime_checkable

@@ -10,8 +10,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from lcx.logits import OverLogits
-from lcx.losses.protocol import LossSums
-from lcx.ops.documents import beginnings, own_piece
+from lcx.losses.protocol import LossSums, OfTokens
+from lcx.ops.documents import indices_and_beginnings, own_piece
 from lcx.parallel import seqpar
 from lcx.parallel.seqpar import Shards
 from lcx.protocols.measures import token_scores
@@ -19,7 +19,7 @@ from lcx.types import Batch
 
 
 @dataclass(frozen=True)
-class Unlikelihood:
+class Unlikelihood(OfTokens):
     """Cross-entropy, and unlikelihood of the earlier tokens of a document, but for the target.
 
     Welleck et al. 2019 (arXiv:1908.04319), equations 4 and 5: to -log p(target) is added
@@ -35,13 +35,6 @@ class Unlikelihood:
         if not self.alpha >= 0:
             raise ValueError(f"Unlikelihood: alpha cannot be negative, not {self.alpha}")
 
-    @property
-    def unit(self) -> str:
-        return "nats per token"
-
-    def divisor(self, batch: Batch) -> Float[Array, ""]:
-        return batch.scored.sum().astype(jnp.float32)
-
     def __call__(
         self,
         x: Float[Array, "B T D"],
@@ -50,10 +43,8 @@ class Unlikelihood:
         shards: Shards | None = None,
     ) -> LossSums:
         tokens = seqpar.gather(batch.tokens, shards)
-        first = jnp.zeros_like(tokens)
-        if batch.segments is not None:
-            first = beginnings(seqpar.gather(batch.segments, shards))
-        index = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        rows, length = tokens.shape
+        index, first = indices_and_beginnings(batch.segments, length, rows, shards)
         places = own_piece(index, shards), own_piece(first, shards)
         nll, unlikely = over_logits(partial(_scores, tokens), x, batch.targets, *places)
         weights = batch.scored.astype(jnp.float32)

@@ -16,6 +16,19 @@ def beginnings(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
     return lax.cummax(first, axis=1)
 
 
+def indices_and_beginnings(
+    segments: Int[Array, "B t"] | None, length: int, rows: int, shards: Shards | None
+) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
+    """Each token's index in its whole row, and `beginnings`: 0 without segments.
+
+    segments: of this shard's piece. length: T, of whole rows.
+    """
+    index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (rows, length))
+    if segments is None:
+        return index, jnp.zeros_like(index)
+    return index, beginnings(seqpar.gather(segments, shards))
+
+
 def totals(values: Int[Array, "B T"], first: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """The sum of values over each token's document. first: as of `beginnings`."""
     rows = jnp.arange(len(values))[:, None]
