@@ -67,6 +67,9 @@ GROWING: dict[str, LM] = {
 }
 
 
+DEVICE = "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
 def theirs(name: str) -> torch.nn.Module:
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
@@ -124,8 +127,8 @@ def generator(model: LM) -> Generator:
 def measure(name: str, batch: int) -> None:
     """Print the row of one model and batch."""
     tokens = np.random.default_rng(0).integers(1, VOCAB, (batch, PROMPT)).astype(np.int32)
-    module, generates = theirs(name), generator(MODELS[name])
-    prompt = torch.from_numpy(tokens).long()
+    module, generates = theirs(name).to(DEVICE), generator(MODELS[name])
+    prompt = torch.from_numpy(tokens).long().to(DEVICE)
 
     def torchs(new: int) -> None:
         with torch.no_grad():

@@ -7,15 +7,18 @@ bf16, whole tensors of 32,768 tokens, 16 heads of 64. `attention`: softmax atten
 flash attention and against jax's own by cuDNN. `recurrences`: each op against the Triton kernel of
 flash-linear-attention that computes the same, where it is installed (pip install
 flash-linear-attention). Both forward and backward, milliseconds; first the outputs are compared.
-`steps`: a training step of models of 12 layers of 768, by mixer and by the precision of fp32
-products, and Llama in transformers with bf16 autocast. A ratio above 1: lcx is faster.
+`steps`: a training step of models of 12 layers of 768, by mixer, and Llama in transformers with
+bf16 autocast. A ratio above 1: lcx is faster.
 """
 
 import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch wants memory, too
 
@@ -70,8 +73,19 @@ def torchs(call: Callable) -> float:
 
 def passes(op: Callable, named: dict[str, jax.Array]) -> tuple[float, float, jax.Array]:
     """Milliseconds of the forward pass, and of both; the output."""
-    gradient = jax.jit(jax.grad(lambda named: op(**named).astype(jnp.float32).sum()))
+    return timed(both_passes(op, named), named)
+
+
+def both_passes(op: Callable, named: dict[str, jax.Array]) -> tuple[Any, Any]:
+    """Compiled, with the precision that a model in bf16 asks for its fp32 products."""
     forward = jax.jit(lambda named: op(**named))
+    gradient = jax.jit(jax.grad(lambda named: op(**named).astype(jnp.float32).sum()))
+    with jax.default_matmul_precision("tensorfloat32"):
+        return forward.lower(named).compile(), gradient.lower(named).compile()
+
+
+def timed(calls: tuple[Any, Any], named: dict[str, jax.Array]) -> tuple[float, float, jax.Array]:
+    forward, gradient = calls
     return jaxs(lambda: forward(named)), jaxs(lambda: gradient(named)), forward(named)
 
 
@@ -127,6 +141,11 @@ def of_attention() -> None:
         row(f"T {length}, jax's cudnn", ours, passes(cudnn, qkv))
         window = passes(lambda q, k, v: attention(q, k, v, window=512)[0], qkv)
         row(f"T {length}, window of 512", window, None)
+
+
+def first_of(op: Callable) -> Callable:
+    """Its output, without the state."""
+    return lambda **named: op(**named)[0]
 
 
 def of_recurrences() -> None:
@@ -189,12 +208,11 @@ def of_recurrences() -> None:
                 {"w": -jnp.ones(HEADS * K), "u": jnp.ones(HEADS * K), "k": channel, "v": channel},
             ),
         }
-        for name, (op, there, theirs, named) in ops.items():
-            for products in ("float32", "tensorfloat32"):
-                with jax.default_matmul_precision(products):
-                    ours = passes(lambda op=op, **named: op(**named)[0], named)
-                other = torch_passes(theirs, named) if there is not None else None
-                row(f"{name}, T {length}, {products}", ours, other)
+        with ThreadPoolExecutor() as pool:  # compiling takes most of the time
+            calls = list(pool.map(lambda of: both_passes(first_of(of[0]), of[3]), ops.values()))
+        for call, (name, (_, there, theirs, named)) in zip(calls, ops.items(), strict=True):
+            other = torch_passes(theirs, named) if there is not None else None
+            row(f"{name}, T {length}", timed(call, named), other)
 
 
 def llama_step(batch: int) -> float:
@@ -227,58 +245,84 @@ def llama_step(batch: int) -> float:
     return took
 
 
-def lcx_step(model: LM, batch: int) -> tuple[float, float]:
-    """Milliseconds of a step, and gigabytes at its peak."""
-    optimizer = AdamW(peak=1e-4, warmup=0, schedule="constant").transform(1000)
-    params = jax.jit(model.init)(jax.random.key(0))
-    state = TrainState(params, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32))
-    tokens = np.random.default_rng(0).integers(0, VOCAB, (batch, LENGTH)).astype(np.int32)
-    position = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), tokens.shape)
-    given = Batch(tokens, position, np.ones_like(position), targets=np.roll(tokens, -1, 1))
-    given = jax.device_put(given)
+def compiled(model: LM, batch: int) -> tuple[Any, float]:
+    """A training step, and gigabytes at its peak."""
+    optimizer = OPTIMIZER.transform(1000)
+    given = jax.eval_shape(partial(beginning, model, batch))
     step = jax.jit(make_step(replace(Experiment(), model=model), optimizer), donate_argnums=0)
-    compiled = step.lower(state, given).compile()
-    memory = compiled.memory_analysis()
-    peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    step = step.lower(*given).compile()
+    memory = step.memory_analysis()
+    return step, (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30
+
+
+OPTIMIZER = AdamW(peak=1e-4, warmup=0, schedule="constant")
+
+
+def beginning(model: LM, batch: int) -> tuple[TrainState, Batch]:
+    key = jax.random.key(0)
+    params = model.init(key)
+    state = TrainState(params, OPTIMIZER.transform(1000).init(params), jnp.zeros((), jnp.int32))
+    tokens = jax.random.randint(key, (batch, LENGTH), 0, VOCAB)
+    position = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
+    return state, Batch(
+        tokens, position, jnp.ones_like(position), targets=jnp.roll(tokens, -1, axis=1)
+    )
+
+
+def lcx_step(step: Any, model: LM, batch: int) -> float:
+    """Milliseconds of a step."""
+    state, given = jax.jit(partial(beginning, model, batch))()
 
     def once():
         nonlocal state
-        state, metrics = compiled(state, given)
+        state, metrics = step(state, given)
         return metrics["loss"]
 
-    return jaxs(once), peak / 2**30
+    return jaxs(once)
 
 
 def of_steps() -> None:
     batch = TOKENS // LENGTH
     print(f"steps: d {WIDTH}, {LAYERS} layers, vocabulary {VOCAB}, T {LENGTH}, B {batch}, bf16")
     each = batch * LENGTH
+    heads, mlp = WIDTH // K, SwiGLU(2048)
+    softmax = Block(SoftmaxAttention(heads=heads), mlp)
+    window = Block(SoftmaxAttention(heads=heads, sparsity=Window(512)), mlp)
+    half = Policy(compute="bfloat16")
+    pairs = {
+        "softmax": (softmax, half),
+        "softmax, fp32 products": (softmax, replace(half, products="float32")),
+        "softmax, by XLA": (softmax, replace(half, kernels="xla")),
+        "softmax, Pallas": (softmax, replace(half, kernels="pallas")),
+        "window of 512": (window, half),
+        "window of 512, Pallas": (window, replace(half, kernels="pallas")),
+        "Mamba-2": (Block(Mamba2(), mlp), half),
+        "Gated DeltaNet": (Block(GatedDeltaNet(heads=heads // 2), mlp), half),
+        "GLA": (Block(GLA(heads=heads), mlp), half),
+        "RG-LRU": (Block(RGLRU(), mlp), half),
+        "RWKV-4": (Block(RWKV4(), RWKVChannelMix()), half),
+        "RWKV-6": (Block(RWKV6(), RWKVChannelMix()), half),
+        "RWKV-7": (Block(RWKV7(), RWKVChannelMix()), half),
+    }
+    models = {
+        name: LM(VOCAB, WIDTH, (block,), LAYERS, policy=policy)
+        for name, (block, policy) in pairs.items()
+    }
+    with ThreadPoolExecutor() as pool:  # compiling takes most of the time
+        steps = pool.map(lambda model: compiled(model, batch), models.values())
+        steps = dict(zip(models, steps, strict=True))
     took = llama_step(batch)
     print(f"Llama in transformers, compiled: {took:.1f} ms, {1e3 * each / took:,.0f} tokens/s")
-    heads, mlp = WIDTH // K, SwiGLU(2048)
-    blocks = {
-        "softmax": Block(SoftmaxAttention(heads=heads), mlp),
-        "window of 512": Block(SoftmaxAttention(heads=heads, sparsity=Window(512)), mlp),
-        "Mamba-2": Block(Mamba2(), mlp),
-        "Gated DeltaNet": Block(GatedDeltaNet(heads=heads // 2), mlp),
-        "GLA": Block(GLA(heads=heads), mlp),
-        "RG-LRU": Block(RGLRU(), mlp),
-        "RWKV-4": Block(RWKV4(), RWKVChannelMix()),
-        "RWKV-6": Block(RWKV6(), RWKVChannelMix()),
-        "RWKV-7": Block(RWKV7(), RWKVChannelMix()),
-    }
-    for name, block in blocks.items():
-        for products in ("float32", "tensorfloat32"):
-            policy = Policy(compute="bfloat16", products=products)
-            model = LM(VOCAB, WIDTH, (block,), LAYERS, policy=policy)
-            took, peak = lcx_step(model, batch)
-            flops = (training_flops(model, LENGTH) or 0.0) * each
-            print(
-                f"{name:16} {products:14} {took:8.1f} ms  {1e3 * each / took:10,.0f} tokens/s  "
-                f"{flops / (took * 1e-3) / PEAK:5.0%} of peak  {peak:5.1f} GiB  "
-                f"{count_parameters(model) / 1e6:.0f} M parameters",
-                flush=True,
-            )
+    for name, model in models.items():
+        step, peak = steps[name]
+        took = lcx_step(step, model, batch)
+        flops = (training_flops(model, LENGTH) or 0.0) * each
+        print(
+            f"{name:24} {took:8.1f} ms  {1e3 * each / took:10,.0f} tokens/s  "
+            f"{flops / (took * 1e-3) / PEAK:5.0%} of peak  {peak:5.1f} GiB  "
+            f"{count_parameters(model) / 1e6:.0f} M parameters",
+            flush=True,
+        )
 
 
 PARTS = {"attention": of_attention, "recurrences": of_recurrences, "steps": of_steps}
