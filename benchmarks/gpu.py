@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -73,20 +72,11 @@ def torchs(call: Callable) -> float:
 
 def passes(op: Callable, named: dict[str, jax.Array]) -> tuple[float, float, jax.Array]:
     """Milliseconds of the forward pass, and of both; the output."""
-    return timed(both_passes(op, named), named)
-
-
-def both_passes(op: Callable, named: dict[str, jax.Array]) -> tuple[Any, Any]:
-    """Compiled, with the precision that a model in bf16 asks for its fp32 products."""
-    forward = jax.jit(lambda named: op(**named))
     gradient = jax.jit(jax.grad(lambda named: op(**named).astype(jnp.float32).sum()))
+    forward = jax.jit(lambda named: op(**named))
+    # what a model in bf16 asks for its fp32 products
     with jax.default_matmul_precision("tensorfloat32"):
-        return forward.lower(named).compile(), gradient.lower(named).compile()
-
-
-def timed(calls: tuple[Any, Any], named: dict[str, jax.Array]) -> tuple[float, float, jax.Array]:
-    forward, gradient = calls
-    return jaxs(lambda: forward(named)), jaxs(lambda: gradient(named)), forward(named)
+        return jaxs(lambda: forward(named)), jaxs(lambda: gradient(named)), forward(named)
 
 
 def torch_passes(op: Callable, named: dict[str, jax.Array]) -> tuple[float, float, np.ndarray]:
@@ -141,11 +131,6 @@ def of_attention() -> None:
         row(f"T {length}, jax's cudnn", ours, passes(cudnn, qkv))
         window = passes(lambda q, k, v: attention(q, k, v, window=512)[0], qkv)
         row(f"T {length}, window of 512", window, None)
-
-
-def first_of(op: Callable) -> Callable:
-    """Its output, without the state."""
-    return lambda **named: op(**named)[0]
 
 
 def of_recurrences() -> None:
@@ -208,11 +193,10 @@ def of_recurrences() -> None:
                 {"w": -jnp.ones(HEADS * K), "u": jnp.ones(HEADS * K), "k": channel, "v": channel},
             ),
         }
-        with ThreadPoolExecutor() as pool:  # compiling takes most of the time
-            calls = list(pool.map(lambda of: both_passes(first_of(of[0]), of[3]), ops.values()))
-        for call, (name, (_, there, theirs, named)) in zip(calls, ops.items(), strict=True):
+        for name, (op, there, theirs, named) in ops.items():
+            ours = passes(lambda op=op, **named: op(**named)[0], named)
             other = torch_passes(theirs, named) if there is not None else None
-            row(f"{name}, T {length}", timed(call, named), other)
+            row(f"{name}, T {length}", ours, other)
 
 
 def llama_step(batch: int) -> float:
@@ -281,10 +265,7 @@ def lcx_step(step: Any, model: LM, batch: int) -> float:
     return jaxs(once)
 
 
-def of_steps() -> None:
-    batch = TOKENS // LENGTH
-    print(f"steps: d {WIDTH}, {LAYERS} layers, vocabulary {VOCAB}, T {LENGTH}, B {batch}, bf16")
-    each = batch * LENGTH
+def step_models() -> dict[str, LM]:
     heads, mlp = WIDTH // K, SwiGLU(2048)
     softmax = Block(SoftmaxAttention(heads=heads), mlp)
     window = Block(SoftmaxAttention(heads=heads, sparsity=Window(512)), mlp)
@@ -292,7 +273,6 @@ def of_steps() -> None:
     pairs = {
         "softmax": (softmax, half),
         "softmax, fp32 products": (softmax, replace(half, products="float32")),
-        "softmax, by XLA": (softmax, replace(half, kernels="xla")),
         "softmax, Pallas": (softmax, replace(half, kernels="pallas")),
         "window of 512": (window, half),
         "window of 512, Pallas": (window, replace(half, kernels="pallas")),
@@ -304,25 +284,33 @@ def of_steps() -> None:
         "RWKV-6": (Block(RWKV6(), RWKVChannelMix()), half),
         "RWKV-7": (Block(RWKV7(), RWKVChannelMix()), half),
     }
-    models = {
+    return {
         name: LM(VOCAB, WIDTH, (block,), LAYERS, policy=policy)
         for name, (block, policy) in pairs.items()
     }
-    with ThreadPoolExecutor() as pool:  # compiling takes most of the time
-        steps = pool.map(lambda model: compiled(model, batch), models.values())
-        steps = dict(zip(models, steps, strict=True))
+
+
+def of_step(name: str, model: LM, batch: int) -> None:
+    step, peak = compiled(model, batch)
+    took = lcx_step(step, model, batch)
+    tokens = batch * LENGTH
+    flops = (training_flops(model, LENGTH) or 0.0) * tokens
+    print(
+        f"{name:24} {took:8.1f} ms  {1e3 * tokens / took:10,.0f} tokens/s  "
+        f"{flops / (took * 1e-3) / PEAK:5.0%} of peak  {peak:5.1f} GiB  "
+        f"{count_parameters(model) / 1e6:.0f} M parameters",
+        flush=True,
+    )
+
+
+def of_steps() -> None:
+    batch = TOKENS // LENGTH
+    print(f"steps: d {WIDTH}, {LAYERS} layers, vocabulary {VOCAB}, T {LENGTH}, B {batch}, bf16")
     took = llama_step(batch)
-    print(f"Llama in transformers, compiled: {took:.1f} ms, {1e3 * each / took:,.0f} tokens/s")
-    for name, model in models.items():
-        step, peak = steps[name]
-        took = lcx_step(step, model, batch)
-        flops = (training_flops(model, LENGTH) or 0.0) * each
-        print(
-            f"{name:24} {took:8.1f} ms  {1e3 * each / took:10,.0f} tokens/s  "
-            f"{flops / (took * 1e-3) / PEAK:5.0%} of peak  {peak:5.1f} GiB  "
-            f"{count_parameters(model) / 1e6:.0f} M parameters",
-            flush=True,
-        )
+    rate = 1e3 * TOKENS / took
+    print(f"Llama in transformers, compiled: {took:.1f} ms, {rate:,.0f} tokens/s")
+    for name, model in step_models().items():
+        of_step(name, model, batch)
 
 
 PARTS = {"attention": of_attention, "recurrences": of_recurrences, "steps": of_steps}
