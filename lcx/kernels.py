@@ -6,9 +6,8 @@ Every operation of `lcx.ops` that has several forms takes `kernels` and asks `ch
     reference   the equation as it stands, token by token or all pairs at once; what others are
                 checked against
     xla         chunks, tiles or a parallel scan, in JAX's own operations
-    pallas      softmax attention in kernels for NVIDIA GPUs, wherever they take the case; all else
-                as by default. Has to be asked for, until its numbers were checked on a GPU
-                (decision 21)
+    pallas      softmax attention in fused kernels for NVIDIA GPUs, wherever they take the case
+                (decision 21); all else as by default
 """
 
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ FUSED = ("attention",)
 """The operations that have the form "pallas"."""
 
 FASTEST: dict[str, dict[str, str]] = {
+    "attention": {"gpu": "pallas"},
     # reading and writing is all the work there is, and one pass does least of it
     "lru": {"cpu": "reference"},
 }

@@ -8,6 +8,7 @@ from lcx.block import Block
 from lcx.kernels import Kernels, chosen
 from lcx.mixers import Mamba2
 from lcx.model import LM
+from lcx.ops.attention import attention
 from lcx.types import Batch, Policy
 
 
@@ -17,7 +18,12 @@ def test_the_fastest_form_depends_on_the_platform(monkeypatch):
     assert chosen("lru", Kernels("xla")) == "xla"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert chosen("lru", Kernels()) == "xla"
-    assert chosen("attention", Kernels()) == "xla"
+    assert chosen("attention", Kernels()) == "pallas"
+    # a GPU that the kernels are not for, here none, is no error unless they are asked for
+    q = jnp.ones((1, 8, 2, 16))
+    assert (attention(q, q, q)[0] == 1).all()
+    with pytest.raises(ValueError, match="for NVIDIA GPUs, and computing is on a cpu"):
+        attention(q, q, q, kernels=Kernels("pallas"))
 
 
 def test_the_fused_form_is_of_attention_alone():

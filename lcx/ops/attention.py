@@ -67,7 +67,7 @@ def attention(
             by their indices: q_t . (exp(decay) ** (offset + t - s) * k_s) (xPos). At most 0.
         kernels: the plain form takes T x S memory; the fast ones go tile by tile, and make the
             scores of at most `FEW` queries at once. "pallas" keeps tiles on the chip of an NVIDIA
-            GPU; it is taken there wherever it can (`lcx.ops.fused_attention.unfit`).
+            GPU, where it is the default wherever it can run (`lcx.ops.fused_attention.unfit`).
 
     A query that sees no key gives 0 and lse = MASK_VALUE (-1e30, finite), and has gradient 0.
     Differentiable in reverse mode, once. Raises ValueError when shapes or options do not fit, or
@@ -106,9 +106,10 @@ def attention(
     # tiles leave out what lies before the window
     few = T <= FEW and (window is None or 2 * window > S) and form != "reference"
     if form == "pallas":
-        if reason := lacking():
+        reason = lacking()
+        if reason and kernels.form == "pallas":
             raise ValueError(f"kernels 'pallas': softmax attention cannot run so: {reason}")
-        if unfit(q, k, v, offset):
+        if reason or unfit(q, k, v, offset):
             form = "xla"
     forms = {"reference": _reference, "xla": blockwise, "pallas": fused}
     run = _at_once if few else forms[form]

@@ -5,8 +5,9 @@
 Taps that reach before the document's first token read zero. The state is the last W - 1 inputs.
 """
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from lcx.parallel import seqpar
 from lcx.parallel.seqpar import Shards
@@ -36,6 +37,23 @@ def short_conv(
         none = jnp.zeros((starts.shape[0], kernel_size - 1), bool)
         all_starts = jnp.concatenate([seqpar.halo(starts, none, shards), starts], axis=1)
         document = jnp.cumsum(all_starts, axis=1)
+    # the backward pass casts again: W copies of the inputs in fp32 would be kept for it
+    y = jax.checkpoint(_taps, prevent_cse=False)(inputs, weight, bias, document)
+    last = inputs[:, length:]
+    if document is not None:
+        last = jnp.where((document[:, length:] == document[:, -1:])[..., None], last, 0)
+    return y, seqpar.last(last, shards)
+
+
+def _taps(
+    inputs: Float[Array, "B I D"],
+    weight: Float[Array, "W D"],
+    bias: Float[Array, " D"] | None,
+    document: Int[Array, "B I"] | None,
+) -> Float[Array, "B T D"]:
+    """The sum of I = T + W - 1 inputs over the taps."""
+    kernel_size = weight.shape[0]
+    length = inputs.shape[1] - kernel_size + 1
     y = jnp.zeros((), jnp.float32) if bias is None else bias.astype(jnp.float32)
     for i in range(kernel_size):
         tap = inputs[:, i : i + length].astype(jnp.float32)
@@ -43,7 +61,4 @@ def short_conv(
             same = document[:, i : i + length] == document[:, kernel_size - 1 :]
             tap = jnp.where(same[..., None], tap, 0.0)
         y = y + weight[i].astype(jnp.float32) * tap
-    last = inputs[:, length:]
-    if document is not None:
-        last = jnp.where((document[:, length:] == document[:, -1:])[..., None], last, 0)
-    return y.astype(x.dtype), seqpar.last(last, shards)
+    return y.astype(inputs.dtype)

@@ -186,19 +186,17 @@ class Tiles:
     def for_keys(self, t: Index, body: Callable[[bool, Index, Any], Any], carry: Any) -> Any:
         """Run `body(masked, j, carry)` over the tiles of keys that queries from t on may see.
 
-        Tiles in the middle are seen by every query, whole: these need no mask.
+        Tiles that every query sees whole need no mask. Documents and windows leave few of them.
         """
         size, window = self.tiling.keys, self.scoring.window
         early = self.index(t, 0)
         late = self.index(t, self.tiling.queries - 1)
         end = _clip(late // size + 1, 0, -(-self.S // size))
-        begin = 0 if window is None else _clip((early - window + 1) // size, 0, end)
-        if self.segments is not None:
+        if self.segments is not None or window is not None:
+            begin = 0 if window is None else _clip((early - window + 1) // size, 0, end)
             return self._loop(begin, end, partial(body, True), carry)
-        whole = 0 if window is None else _clip(-((window - 1 - late) // size), begin, end)
-        edge = _clip(_min(early + 1, self.S) // size, whole, end)
-        carry = self._loop(begin, whole, partial(body, True), carry)
-        carry = self._loop(whole, edge, partial(body, False), carry)
+        edge = _clip(_min(early + 1, self.S) // size, 0, end)
+        carry = self._loop(0, edge, partial(body, False), carry)
         return self._loop(edge, end, partial(body, True), carry)
 
     def _loop(self, begin: Index, end: Index, body: Callable[[Index, Any], Any], carry: Any) -> Any:
