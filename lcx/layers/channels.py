@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from lcx.dense import linear, residual, uniform, vector, zeros
 from lcx.layers.rwkv import LastToken, blend, blend_back, rwkv_depth, token_mix, token_shift
+from lcx.ops.recomputing import recomputed
 from lcx.types import Context, Dims, Output, Params, State, absent_fields
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
@@ -53,8 +54,13 @@ class _Gated:
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
-        gate = ACTIVATIONS[self.activation](params.gate(x))
-        return Output(params.down(gate * params.up(x)), state)
+        return Output(params.down(self._gated(params.gate(x), params.up(x))), state)
+
+    @partial(recomputed, static_argnums=0)
+    def _gated(
+        self, gate: Float[Array, "B T F"], up: Float[Array, "B T F"]
+    ) -> Float[Array, "B T F"]:
+        return ACTIVATIONS[self.activation](gate) * up
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,13 @@ class MLP:
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
-        return Output(params.down(ACTIVATIONS[self.activation](params.up(x))), state)
+        activation = recomputed(ACTIVATIONS[self.activation])
+        return Output(params.down(activation(params.up(x))), state)
+
+
+@recomputed
+def _relu_squared(x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    return jnp.square(jax.nn.relu(x))
 
 
 @dataclass(frozen=True)
@@ -147,7 +159,7 @@ class _RWKVGated(ABC):
         previous, last = token_shift(x, ctx, absent_fields(state, LastToken).last)
         k = params.key(self.mixed(params.mix_k, x, previous))
         r = params.receptance(self.mixed(params.mix_r, x, previous))
-        y = jax.nn.sigmoid(r) * params.value(jnp.square(jax.nn.relu(k)))
+        y = jax.nn.sigmoid(r) * params.value(_relu_squared(k))
         return Output(y, state and LastToken(last))
 
 
@@ -220,7 +232,7 @@ class RWKV7ChannelMix:
     ) -> Output:
         previous, last = token_shift(x, ctx, absent_fields(state, LastToken).last)
         k = params.key(blend_back(params.mix, x, previous))
-        return Output(params.value(jnp.square(jax.nn.relu(k))), state and LastToken(last))
+        return Output(params.value(_relu_squared(k)), state and LastToken(last))
 
 
 CHANNELS: dict[str, type] = {

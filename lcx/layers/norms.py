@@ -9,7 +9,18 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcx.ops import sums
+from lcx.ops.recomputing import recomputed
 from lcx.types import Dims
+
+
+class _RMSNorm(nnx.RMSNorm):
+    def __call__(self, x, mask=None):
+        return recomputed(super().__call__)(x)
+
+
+class _LayerNorm(nnx.LayerNorm):
+    def __call__(self, x, mask=None):
+        return recomputed(super().__call__)(x)
 
 
 @dataclass(frozen=True)
@@ -19,7 +30,7 @@ class RMSNorm:
     eps: float = 1e-6
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> nnx.Module:
-        return nnx.RMSNorm(
+        return _RMSNorm(
             dims.model,
             epsilon=self.eps,
             dtype=jnp.dtype(dims.policy.compute),
@@ -31,6 +42,9 @@ class RMSNorm:
 
 class _ZeroCentred(nnx.RMSNorm):
     def __call__(self, x, mask=None):
+        return recomputed(self._normed)(x)
+
+    def _normed(self, x):
         normed = rms_normalise(x.astype(jnp.float32), self.epsilon)
         weight: Any = self.scale
         return (normed * (1 + sums.spread(weight[...], normed))).astype(self.dtype)
@@ -63,7 +77,7 @@ class LayerNorm:
     """False: only scaled, as in MPT."""
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> nnx.Module:
-        return nnx.LayerNorm(
+        return _LayerNorm(
             dims.model,
             epsilon=self.eps,
             dtype=jnp.dtype(dims.policy.compute),
@@ -81,14 +95,24 @@ Norm = RMSNorm | ZeroCentredRMSNorm | LayerNorm
 
 def rms_normalise(x: Float[Array, "... V"], eps: float = 1e-6) -> Float[Array, "... V"]:
     """x / rms(x) along the last axis, without parameters; statistics in fp32."""
-    square = jnp.square(x.astype(jnp.float32)).mean(axis=-1, keepdims=True)
-    return (x * jax.lax.rsqrt(square + eps)).astype(x.dtype)
+
+    @recomputed
+    def normalised(x):
+        square = jnp.square(x.astype(jnp.float32)).mean(axis=-1, keepdims=True)
+        return (x * jax.lax.rsqrt(square + eps)).astype(x.dtype)
+
+    return normalised(x)
 
 
 def l2_normalise(x: Float[Array, "... K"], eps: float = 1e-6) -> Float[Array, "... K"]:
     """x / |x| along the last axis, |x|^2 in fp32 with eps added."""
-    square = jnp.square(x.astype(jnp.float32)).sum(axis=-1, keepdims=True)
-    return (x * jax.lax.rsqrt(square + eps)).astype(x.dtype)
+
+    @recomputed
+    def normalised(x):
+        square = jnp.square(x.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+        return (x * jax.lax.rsqrt(square + eps)).astype(x.dtype)
+
+    return normalised(x)
 
 
 def standardise(x: Float[Array, "... V"], eps: float) -> Float[Array, "... V"]:
@@ -96,9 +120,14 @@ def standardise(x: Float[Array, "... V"], eps: float) -> Float[Array, "... V"]:
 
     Over [B T H V] it is the group norm of RWKV, one group a head.
     """
-    centred = x.astype(jnp.float32) - x.mean(axis=-1, keepdims=True, dtype=jnp.float32)
-    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
+
+    @recomputed
+    def standardised(x):
+        centred = x.astype(jnp.float32) - x.mean(axis=-1, keepdims=True, dtype=jnp.float32)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
+
+    return standardised(x)
 
 
 NORMS: dict[str, type] = {c.__name__: c for c in (RMSNorm, ZeroCentredRMSNorm, LayerNorm)}

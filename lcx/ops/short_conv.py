@@ -5,10 +5,10 @@
 Taps that reach before the document's first token read zero. The state is the last W - 1 inputs.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from lcx.ops.recomputing import recomputed
 from lcx.parallel import seqpar
 from lcx.parallel.seqpar import Shards
 
@@ -37,8 +37,7 @@ def short_conv(
         none = jnp.zeros((starts.shape[0], kernel_size - 1), bool)
         all_starts = jnp.concatenate([seqpar.halo(starts, none, shards), starts], axis=1)
         document = jnp.cumsum(all_starts, axis=1)
-    # the backward pass casts again: W copies of the inputs in fp32 would be kept for it
-    y = jax.checkpoint(_taps, prevent_cse=False)(inputs, weight, bias, document)
+    y = recomputed(_taps)(inputs, weight, bias, document)
     last = inputs[:, length:]
     if document is not None:
         last = jnp.where((document[:, length:] == document[:, -1:])[..., None], last, 0)
