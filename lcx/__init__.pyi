@@ -152,6 +152,9 @@ from lcx.losses import (
     CrossEntropy as CrossEntropy,
 )
 from lcx.losses import (
+    Distillation as Distillation,
+)
+from lcx.losses import (
     SequenceUnlikelihood as SequenceUnlikelihood,
 )
 from lcx.losses import (

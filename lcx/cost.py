@@ -34,7 +34,11 @@ class Cost(TypedDict):
 
 
 def cost_of(
-    model: LM, train_len: int | None, lengths: Sequence[int], tune: Tuning | None = None
+    model: LM,
+    train_len: int | None,
+    lengths: Sequence[int],
+    tune: Tuning | None = None,
+    teacher: LM | None = None,
 ) -> Cost:
     """Parameters, training FLOPs per token, and the state of decoding a text of each length.
 
@@ -42,15 +46,17 @@ def cost_of(
     """
     return Cost(
         parameters=count_parameters(model),
-        training_flops=None if train_len is None else training_flops(model, train_len, tune),
-        uncounted=uncounted(model),
+        training_flops=None
+        if train_len is None
+        else training_flops(model, train_len, tune, teacher),
+        uncounted=uncounted(*filter(None, (model, teacher))),
         state_bytes={str(n): state_bytes(model, n) for n in lengths},
     )
 
 
-def uncounted(model: LM) -> list[str]:
+def uncounted(*models: LM) -> list[str]:
     """The classes of mixers that do not tell what mixing takes."""
-    mixers = (block.mixer for block in model.pattern)
+    mixers = (block.mixer for model in models for block in model.pattern)
     return list(dict.fromkeys(type(m).__name__ for m in mixers if not isinstance(m, CountsFlops)))
 
 
@@ -60,15 +66,21 @@ def uncounted_note(names: Iterable[str]) -> str | None:
     return UNCOUNTED.format(mixers=listed(mixers)) if mixers else None
 
 
-def training_flops(model: LM, length: int, tune: Tuning | None = None) -> float | None:
+def training_flops(
+    model: LM, length: int, tune: Tuning | None = None, teacher: LM | None = None
+) -> float | None:
     """FLOPs per token of a training step on texts of `length` tokens; a multiply-add is two.
 
     Every parameter takes part in one multiply-add a token, except the embedding, which is looked
     up (as a tied head, it does); to these the mixers add what mixing takes. The backward pass costs
     twice the forward pass (Kaplan et al. 2020, section 2.1). Counted from the formulas: chunked and
     blockwise forms do more, where that is faster. None where a mixer does not tell. tune: frozen
-    parameters take no gradient, which is a third of theirs.
+    parameters take no gradient, which is a third of theirs. teacher: its forward pass is added,
+    without what tuning has added to it.
     """
+    asked = 0.0 if teacher is None else training_flops(teacher, length)
+    if asked is None:
+        return None
     lookup = 0 if model.tied else model.vocabulary * model.width
     weights = 2.0 * (count_parameters(model) - lookup)
     frozen, added = (0, 0) if tune is None else _tuned(tune, model)
@@ -77,7 +89,7 @@ def training_flops(model: LM, length: int, tune: Tuning | None = None) -> float 
         if not isinstance(block.mixer, CountsFlops):
             return None  # `uncounted` names it
         mixing += model.repeats * block.mixer.mixing_flops(model.dims, length)
-    return 3 * (weights + mixing + 2.0 * added) - 2.0 * frozen
+    return 3 * (weights + mixing + 2.0 * added) - 2.0 * frozen + asked / 3
 
 
 def _tuned(tune: Tuning, model: LM) -> tuple[int, int]:

@@ -27,7 +27,15 @@ from lcx.decoding import DECODINGS, PENALTIES, SEARCHES
 from lcx.dense import nearest_divisors
 from lcx.huggingface import Pretrained
 from lcx.layers import CHANNELS, NORMS
-from lcx.losses import LOSSES, CrossEntropy, Loss, OfPairs, OfWritten, needs_reference
+from lcx.losses import (
+    LOSSES,
+    CrossEntropy,
+    Loss,
+    OfPairs,
+    OfTeacher,
+    OfWritten,
+    needs_reference,
+)
 from lcx.mixers import MIXERS
 from lcx.model import LM, parameters
 from lcx.optim import OPTIMIZERS, AdamW, Optimizer
@@ -128,6 +136,12 @@ class Experiment:
     def parent(self) -> str | None:
         """The variant that this one starts from, if it is one."""
         return self.init_from if isinstance(self.init_from, str) else None
+
+    @property
+    def teacher(self) -> str | Pretrained | None:
+        """The variant, or the published model, that this one learns from; None: nobody."""
+        loss = self.train.loss
+        return loss.teacher if isinstance(loss, OfTeacher) and self.train.steps else None
 
     @property
     def as_published(self) -> bool:

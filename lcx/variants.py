@@ -1,15 +1,19 @@
 """Variants of one file together: which starts from which, what that makes of their weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from lcx import spec
-from lcx.experiment import Experiment, Experiments, known
+from lcx.data import Task, Texts, same_tokens, spells_as
+from lcx.experiment import Experiment, Experiments, check_cuts, known
 from lcx.huggingface import Pretrained
+from lcx.model import LM
+from lcx.paths import resolved
 
 
 def check_links(experiments: Experiments) -> None:
-    """Raise ValueError where an `init_from` or a judge names no variant, or they do not fit."""
+    """Raise ValueError where an `init_from`, a teacher or a judge is no variant that fits."""
     for name, experiment in experiments.items():
         seen, at = [name], experiment.parent
         while at is not None:
@@ -18,6 +22,8 @@ def check_links(experiments: Experiments) -> None:
                 raise ValueError(f"init_from goes in a circle: {' -> '.join([*seen, at])}")
             seen.append(at)
             at = experiments[at].parent
+        if isinstance(experiment.teacher, str):
+            known(experiment.teacher, experiments, f"{name}.train.loss.teacher")
         if experiment.train.steps == 0 and experiment.init_from is None:
             raise ValueError(f"{name}: train.steps is 0 and there is no init_from to take over")
         judge = experiment.evaluation.judge
@@ -28,11 +34,82 @@ def check_links(experiments: Experiments) -> None:
                     f"{name}.evaluation.judge: {judge} has other data; a judge has to read the "
                     "same tokens"
                 )
+    for name in experiments:
+        _check_circle(name, experiments, ())
+
+
+def _check_circle(name: str, experiments: Experiments, after: tuple[str, ...]) -> None:
+    """Raise ValueError where a variant would have to be trained before itself."""
+    if name in after:
+        circle = " -> ".join([*after[after.index(name) :], name])
+        raise ValueError(f"init_from and train.loss.teacher go in a circle: {circle}")
+    for needed in _needed(experiments[name]):
+        _check_circle(needed, experiments, (*after, name))
+
+
+def check_teacher(name: str, experiments: Experiments, corpora: Mapping[Task, Texts]) -> None:
+    """Raise ValueError where a variant cannot learn from its teacher."""
+    experiment = experiments[name]
+    teacher, model = experiment.teacher, teacher_model(name, experiments)
+    if teacher is None or model is None:
+        return
+    train, tokenizer = experiment.train, corpora[experiment.data].tokenizer
+    where = f"{name}: train.loss.teacher: {teacher}"
+    if model.vocabulary != experiment.model.vocabulary:
+        raise ValueError(
+            f"{where} has {model.vocabulary} token ids, and {name} has "
+            f"{experiment.model.vocabulary}: give both the same tokenizer and model.vocab"
+        )
+    if isinstance(teacher, Pretrained):
+        same = spells_as(tokenizer, resolved(teacher.folder) / "tokenizer.json")
+    else:
+        same = same_tokens(tokenizer, corpora[experiments[teacher].data].tokenizer)
+    if not same:
+        raise ValueError(
+            f"{where} has another tokenizer; the probabilities of two models are compared id by id"
+        )
+    longest = train.length if train.positions is None else train.positions.longest
+    if model.positions is not None and longest > model.positions.capacity:
+        raise ValueError(
+            f"{where} has vectors for texts of {model.positions.capacity} tokens, and is to read "
+            f"some of {longest}"
+        )
+    try:
+        if isinstance(teacher, Pretrained):
+            teacher.check(model)
+        check_cuts(replace(experiment, model=model))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def teacher_model(name: str, experiments: Experiments) -> LM | None:
+    """The model that a variant learns from; None: it has no teacher.
+
+    A published one computes in the dtype of the variant that learns from it.
+    """
+    experiment = experiments[name]
+    teacher, own = experiment.teacher, experiment.model
+    match teacher:
+        case None:
+            return None
+        case Pretrained():
+            return replace(teacher.model(), policy=replace(own.policy, params=teacher.dtype))
+        case _:
+            model = experiments[teacher].model
+            return model if model.vocab is not None else replace(model, vocab=own.vocab)
 
 
 def check_seeds(names: Iterable[str], experiments: Experiments) -> None:
-    """Raise ValueError where a variant has another number of runs than the one it starts from."""
+    """Raise ValueError where a variant's runs are not as many as those that it needs."""
     for name in names:
+        teacher = experiments[name].teacher
+        if isinstance(teacher, str):
+            here, there = (count_runs(n, experiments) for n in (name, teacher))
+            if there not in (1, here):
+                raise ValueError(
+                    f"{name}: seeds: is {here}, and {teacher}, its teacher, has {there}; run i "
+                    "learns from run i, or all from the only one, so give the teacher as many"
+                )
         parent = experiments[name].parent
         if parent is None:
             continue
@@ -47,12 +124,31 @@ def check_seeds(names: Iterable[str], experiments: Experiments) -> None:
 
 def with_ancestors(names: Iterable[str], experiments: Experiments) -> list[str]:
     """The variants in an order in which each comes after the one that it starts from."""
+    return _ordered(names, {name: _ancestor(e) for name, e in experiments.items()})
+
+
+def with_needed(names: Iterable[str], experiments: Experiments) -> list[str]:
+    """The same, in which each comes after its teacher, too: the order of training."""
+    return _ordered(names, {name: _needed(e) for name, e in experiments.items()})
+
+
+def _ancestor(experiment: Experiment) -> list[str]:
+    """The variant that this one starts from, if it is one."""
+    return [] if experiment.parent is None else [experiment.parent]
+
+
+def _needed(experiment: Experiment) -> list[str]:
+    """The variants that have to be trained before this one."""
+    teacher = experiment.teacher
+    return [*_ancestor(experiment), *([teacher] if isinstance(teacher, str) else [])]
+
+
+def _ordered(names: Iterable[str], before: Mapping[str, list[str]]) -> list[str]:
     ordered: list[str] = []
 
     def add(name: str) -> None:
-        parent = experiments[name].parent
-        if parent is not None:
-            add(parent)
+        for needed in before[name]:
+            add(needed)
         if name not in ordered:
             ordered.append(name)
 

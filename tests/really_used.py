@@ -40,7 +40,7 @@ def main(length: int) -> None:
     jax.block_until_ready((state, batch))
     Path("/proc/self/clear_refs").write_text("5")  # the most from here on
     before = process("VmRSS")
-    jax.block_until_ready(step(state, batch, {}))
+    jax.block_until_ready(step(state, batch, {}, None))
     print(json.dumps([said.memory - said.arguments, process("VmHWM") - before]))
 
 

@@ -23,14 +23,17 @@ from lcx.losses import (
     LOSSES,
     Contrastive,
     CrossEntropy,
+    Distillation,
     OfPairs,
+    OfTeacher,
     OfWritten,
     SequenceUnlikelihood,
+    Teacher,
     Unlikelihood,
 )
 from lcx.losses.sequence_unlikelihood import repeats
 from lcx.losses.unlikelihood import log_one_minus_p
-from lcx.mixers import LinearAttention
+from lcx.mixers import LinearAttention, SoftmaxAttention
 from lcx.model import LM
 from lcx.parallel.mesh import BATCH, Mesh, make_mesh, shardings
 from lcx.spec import describe
@@ -41,6 +44,8 @@ from tests.tiny import tiny
 VOCAB, WIDTH, LENGTH = 9, 6, 16
 BLOCK = Block(LinearAttention(heads=2), SwiGLU(hidden=8))
 MODEL = LM(vocab=VOCAB, width=WIDTH, pattern=(BLOCK,), repeats=1, tied=False)
+TEACHER = LM(vocab=VOCAB, width=8, pattern=(Block(SoftmaxAttention(heads=2)),), repeats=2)
+"""Of another width and mixer."""
 
 
 def packed(rows: int = 2) -> Batch:
@@ -195,6 +200,11 @@ RTOL = 1e-6
 """Measured: 1.2e-7 of values, 2.0e-7 of the largest of each gradient."""
 
 
+def taught_by(model: LM = TEACHER) -> Teacher:
+    params = jax.jit(model.init)(jax.random.key(5))
+    return Teacher(model, jax.tree.map(lambda a: 8 * a, params))  # which is sure of something
+
+
 def step(loss, model: LM = MODEL, mesh: Mesh | None = None, accumulate: int = 1):
     """The state after one step of packed rows, and its metrics, on a mesh."""
     settings = Train(length=LENGTH, batch=4, steps=2, loss=loss, accumulate=accumulate)
@@ -208,13 +218,17 @@ def step(loss, model: LM = MODEL, mesh: Mesh | None = None, accumulate: int = 1)
         where = shardings(jax.eval_shape(fresh), devices)
         state = jax.jit(fresh, out_shardings=where)()
         batch = jax.device_put(packed(4), NamedSharding(devices, BATCH))
-        return jax.device_get(jit_step(experiment, optimizer, where, devices)(state, batch))
+        teacher = taught_by() if isinstance(loss, OfTeacher) else None
+        teacher = jax.device_put(teacher, shardings(teacher, devices))
+        take = jit_step(experiment, optimizer, where, devices)
+        return jax.device_get(take(state, batch, {}, teacher))
 
 
 EXAMPLES = {
     SequenceUnlikelihood: SequenceUnlikelihood(rate=1.0, prefix=8, new=8, per_row=2, n=2),
+    Distillation: Distillation("teacher"),
 }
-"""Losses whose defaults are for longer rows."""
+"""Losses whose defaults are for longer rows, or that have none."""
 LISTED = (EXAMPLES.get(cls) or cls() for cls in LOSSES.values())
 ENTRIES = [loss for loss in LISTED if not isinstance(loss, OfPairs)]
 """Of those of pairs the laws are in `test_dpo.py` and `test_preferences.py`."""
@@ -453,8 +467,12 @@ def test_noise_is_uniform_and_smaller_in_longer_documents():
         (lambda: SequenceUnlikelihood(prefix=0), "prefix must be at least 1, not 0"),
         (lambda: SequenceUnlikelihood(new=4), "of 4 new tokens no n-gram of 4 can repeat"),
         (lambda: SequenceUnlikelihood(SequenceUnlikelihood()), "beside is one itself"),
+        (lambda: SequenceUnlikelihood(Distillation("a")), "cannot have a teacher: Distillation"),
+        (lambda: Distillation("a", temperature=0), "temperature must be positive, not 0"),
+        (lambda: Distillation("a", temperature=float("nan")), "must be positive, not nan"),
+        (lambda: Distillation("a", weight=-0.1), r"weight must be in \[0, 1\], not -0.1"),
     ],
-    ids=range(12),
+    ids=range(16),
 )
 def test_settings_that_mean_nothing_are_refused(make, said):
     with pytest.raises(ValueError, match=said):

@@ -19,7 +19,7 @@ from lcx.parallel.processes import is_primary, join
 from lcx.parallel.xla import keep_compiled
 from lcx.progress import plain_console
 from lcx.training.kept import open_experiments
-from lcx.variants import check_links, check_seeds
+from lcx.variants import check_links, check_seeds, check_teacher
 
 
 class Asked(NamedTuple):
@@ -71,6 +71,7 @@ def open_session(asked: Asked) -> Iterator[Session]:
         corpus = session.corpora[experiment.data]
         experiments[name] = with_vocabulary(experiment, corpus)
         validate(name, experiments[name], experiments, corpus)
+        check_teacher(name, experiments, session.corpora)
     notes = (note for corpus in session.corpora.values() for note in corpus.notes)
     for note in dict.fromkeys(notes):  # other data may come from the same source
         console.print(note, style="yellow", soft_wrap=True)

@@ -3,13 +3,14 @@
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
 from rich.console import Console
 
 from lcx import spec
+from lcx.cache import Digest
 from lcx.command.errors import explained, first_line
 from lcx.cost import cost_of, training_flops
 from lcx.data import Task, Texts
@@ -18,6 +19,7 @@ from lcx.evaluation.metrics import Evaluation, about, jsonable
 from lcx.experiment import Experiments
 from lcx.experiment_file import ExperimentFile
 from lcx.huggingface import Pretrained
+from lcx.losses import Teacher
 from lcx.model import LM
 from lcx.parallel.preemption import Preempted, Preemption, several
 from lcx.parallel.processes import is_primary
@@ -35,9 +37,10 @@ from lcx.variants import (
     count_runs,
     published,
     setup_of,
+    teacher_model,
     trained_length,
     trainings,
-    with_ancestors,
+    with_needed,
 )
 
 
@@ -62,10 +65,10 @@ class Session:
 
     @property
     def order(self) -> list[str]:
-        """The chosen variants, their judges and those they start from, these first."""
+        """The chosen variants, their judges, and those they start and learn from, these first."""
         judges = (self.experiments[name].evaluation.judge for name in self.chosen)
         needed = [judge for judge in judges if judge is not None]
-        return with_ancestors([*needed, *self.chosen], self.experiments)
+        return with_needed([*needed, *self.chosen], self.experiments)
 
     def runs(self, name: str) -> list[Run]:
         """Where a variant's runs are."""
@@ -82,7 +85,7 @@ class Session:
         if isinstance(start, Pretrained):
             began_from = self._fingerprint_of(start)
         else:
-            before = None if start is None else self._begins_from(start, seed).origin
+            before = None if start is None else self._run_for(start, seed).origin
             began_from = None if before is None else before.weights
         return Origin(
             title=self.file.path.stem,
@@ -92,7 +95,18 @@ class Session:
             data=self.corpus(name).fingerprint,
             code=self.file.code.of(experiment),
             began_from=began_from,
+            taught_by=self._fingerprint_of_teacher(name, seed),
         )
+
+    def _fingerprint_of_teacher(self, name: str, seed: int) -> str | None:
+        """Of what a run learns from; None where there is nothing, or it is not trained yet."""
+        teacher, model = self.experiments[name].teacher, teacher_model(name, self.experiments)
+        if isinstance(teacher, Pretrained):
+            weights = self._fingerprint_of(teacher)
+        else:
+            origin = None if teacher is None else self._run_for(teacher, seed).origin
+            weights = None if origin is None else origin.weights
+        return None if weights is None else str(Digest(weights, spec.describe(model)))
 
     def _fingerprint_of(self, start: Pretrained) -> str:
         if start not in self._published:  # every byte is read for it
@@ -127,9 +141,10 @@ class Session:
             )
         return lines
 
-    def _begins_from(self, parent: str, seed: int) -> Run:
-        begun = self.runs(parent)  # one alone, where a published model came unchanged
-        return begun[min(seed, len(begun) - 1)]
+    def _run_for(self, other: str, seed: int) -> Run:
+        """The run of another variant that run `seed` of one starts from, or learns from."""
+        runs = self.runs(other)  # one alone, where a published model came unchanged
+        return runs[min(seed, len(runs) - 1)]
 
     @contextmanager
     def guarded(self, run: str) -> Iterator[None]:
@@ -183,11 +198,26 @@ class Session:
         if isinstance(experiment.init_from, Pretrained):
             start = experiment.init_from.load(experiment.model, experiment.mesh)
         elif parent := experiment.init_from:
-            before = self._begins_from(parent, seed)
+            before = self._run_for(parent, seed)
             if before.name in self.failures:
                 raise ValueError(f"it begins from {parent}, which failed")
             start = restore_plain(self.experiments[parent], before, self.console)
-        train(experiment, run, self.corpus(name), start, self.console, self.preemption)
+        teacher = self._teacher_of(name, seed)
+        train(experiment, run, self.corpus(name), start, self.console, self.preemption, teacher)
+
+    def _teacher_of(self, name: str, seed: int) -> Teacher | None:
+        """What a run learns from, on the run's own mesh."""
+        mesh, teacher = self.experiments[name].mesh, self.experiments[name].teacher
+        model = teacher_model(name, self.experiments)
+        if teacher is None or model is None:
+            return None
+        if isinstance(teacher, Pretrained):
+            return Teacher(model, teacher.load(model, mesh))
+        run = self._run_for(teacher, seed)
+        if run.name in self.failures:
+            raise ValueError(f"its teacher is {teacher}, which failed")
+        there = replace(self.experiments[teacher], mesh=mesh)
+        return Teacher(model, restore_params(there, run, self.console))
 
     def _trained(self, name: str, run: Run) -> bool:
         """Whether a run is finished, and its last checkpoint can be read."""
@@ -245,7 +275,13 @@ class Session:
             about=about(experiment.evaluation),
             data=describe_data(experiment, corpus),
             setup=setup_of(experiment) | {"changes": self.changes.get(name, [])},
-            cost=cost_of(experiment.model, length, experiment.evaluation.contexts, experiment.tune),
+            cost=cost_of(
+                experiment.model,
+                length,
+                experiment.evaluation.contexts,
+                experiment.tune,
+                teacher_model(name, self.experiments),
+            ),
             published=None if model is None else spec.describe(model),
             trainings=stages,
             train_len=trained_length(name, self.experiments),
@@ -270,7 +306,7 @@ class Session:
         judge = self.experiments[name].evaluation.judge
         if judge is None:
             return None
-        run = self._begins_from(judge, seed)
+        run = self._run_for(judge, seed)
         if run.name in self.failures:
             raise ValueError(f"it is judged by {judge}, which failed")
         params = restore_params(self.experiments[judge], run, self.console)
@@ -289,8 +325,8 @@ class Session:
         """Of trainings on so many tokens each; None where a formula is missing."""
         total = 0.0
         for name, n in tokens.items():
-            experiment = self.experiments[name]
-            each = training_flops(experiment.model, experiment.train.length, experiment.tune)
+            one, teacher = self.experiments[name], teacher_model(name, self.experiments)
+            each = training_flops(one.model, one.train.length, one.tune, teacher)
             if each is None:
                 return None
             total += each * n

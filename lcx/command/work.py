@@ -23,7 +23,7 @@ from lcx.progress import plain_console
 from lcx.report.writer import print_costs
 from lcx.training.kept import open_experiments
 from lcx.training.runs import write_json
-from lcx.variants import check_links, cost_length
+from lcx.variants import check_links, cost_length, teacher_model
 from lcx.wording import listed
 
 
@@ -103,7 +103,8 @@ def list_costs(file: Path) -> None:
     check_links(variants)
     lengths = sorted({c for e in variants.values() for c in e.evaluation.contexts})
     costs = {
-        n: cost_of(e.model, cost_length(n, variants), lengths, e.tune) for n, e in variants.items()
+        n: cost_of(e.model, cost_length(n, variants), lengths, e.tune, teacher_model(n, variants))
+        for n, e in variants.items()
     }
     print_costs(costs, plain_console())
 

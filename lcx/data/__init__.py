@@ -16,6 +16,8 @@ from lcx.data.tokenizers import (
     Tokenizer,
     TokenizerFile,
     TokenizerSpec,
+    same_tokens,
+    spells_as,
 )
 
 SOURCES: dict[str, type[Source]] = {
@@ -60,4 +62,6 @@ __all__ = [
     "Turn",
     "Vicuna",
     "places",
+    "same_tokens",
+    "spells_as",
 ]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -144,6 +144,24 @@ class TokenizerFile:
 
 
 TOKENIZERS: dict[str, type[TokenizerSpec]] = {c.__name__: c for c in (Bytes, BPE, TokenizerFile)}
+
+
+def same_tokens(here: Any, there: Any) -> bool:
+    """Whether two corpora's tokenizers give the same ids, as far as they tell."""
+    if isinstance(here, Tokenizer) and isinstance(there, Tokenizer):
+        return here.fingerprint == there.fingerprint
+    return type(here) is type(there) and here.vocab_size == there.vocab_size
+
+
+def spells_as(tokenizer: Any, path: Path) -> bool:
+    """Whether ids stand for the same tokens in a `tokenizer.json`; True where one does not tell."""
+    if not path.is_file() or not isinstance(tokenizer, ByteTokenizer | ByteLevelTokenizer):
+        return True
+    from tokenizers import Tokenizer as Read
+
+    here, there = Read.from_str(tokenizer.json), Read.from_file(str(path))
+    return here.get_vocab(with_added_tokens=True) == there.get_vocab(with_added_tokens=True)
+
 
 WORD = 1024
 """Bytes: BPE learns merges in parts of words of this length at most. Each merge moves what follows

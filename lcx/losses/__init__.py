@@ -2,13 +2,23 @@
 
 from lcx.losses.contrastive import Contrastive
 from lcx.losses.cross_entropy import CrossEntropy
+from lcx.losses.distillation import Distillation
 from lcx.losses.dpo import DPO
-from lcx.losses.protocol import Loss, LossSums, OfPairs, OfWritten, needs_reference
+from lcx.losses.protocol import (
+    Loss,
+    LossSums,
+    OfPairs,
+    OfTeacher,
+    OfWritten,
+    needs_reference,
+)
 from lcx.losses.sequence_unlikelihood import SequenceUnlikelihood
+from lcx.losses.teacher import Teacher
 from lcx.losses.unlikelihood import Unlikelihood
 
 LOSSES: dict[str, type] = {
-    c.__name__: c for c in (CrossEntropy, Unlikelihood, SequenceUnlikelihood, Contrastive, DPO)
+    c.__name__: c
+    for c in (CrossEntropy, Unlikelihood, SequenceUnlikelihood, Contrastive, Distillation, DPO)
 }
 
 __all__ = [
@@ -16,11 +26,14 @@ __all__ = [
     "LOSSES",
     "Contrastive",
     "CrossEntropy",
+    "Distillation",
     "Loss",
     "LossSums",
     "OfPairs",
+    "OfTeacher",
     "OfWritten",
     "SequenceUnlikelihood",
+    "Teacher",
     "Unlikelihood",
     "needs_reference",
 ]

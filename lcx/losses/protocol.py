@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lcx.huggingface import Pretrained
 from lcx.logits import OverLogits
 from lcx.model import LM
 from lcx.parallel.seqpar import Shards
@@ -91,6 +92,24 @@ class OfPairs(Loss, Protocol):
     @property
     def reference(self) -> bool:
         """Whether it needs `Batch.reference`: each target's log-probability at the start."""
+        ...
+
+
+@runtime_checkable
+class OfTeacher(Loss, Protocol):
+    """A loss that compares with a trained model: its f is given the teacher's logits, too.
+
+    They come after the student's: f(logits, teacher's logits, *per_token).
+    """
+
+    @property
+    def teacher(self) -> str | Pretrained:
+        """The variant, or the published model."""
+        ...
+
+    @property
+    def alone(self) -> Loss:
+        """A loss without a teacher that shows the same: what the validation takes."""
         ...
 
 

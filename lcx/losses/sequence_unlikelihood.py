@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lcx.logits import OverLogits, over_logits
 from lcx.losses.cross_entropy import CrossEntropy
-from lcx.losses.protocol import Loss, LossSums
+from lcx.losses.protocol import Loss, LossSums, OfTeacher
 from lcx.losses.unlikelihood import log_one_minus_p
 from lcx.model import LM
 from lcx.ops.documents import beginnings
@@ -54,6 +54,10 @@ class SequenceUnlikelihood:
     def __post_init__(self):
         if isinstance(self.beside, SequenceUnlikelihood):
             raise ValueError("SequenceUnlikelihood: beside is one itself; take a loss of tokens")
+        if isinstance(self.beside, OfTeacher):
+            raise ValueError(
+                f"SequenceUnlikelihood: beside cannot have a teacher: {type(self.beside).__name__}"
+            )
         if not self.alpha >= 0:
             raise ValueError(f"SequenceUnlikelihood: alpha cannot be negative, not {self.alpha}")
         if not 0 <= self.rate <= 1:

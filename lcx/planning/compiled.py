@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from lcx.experiment import Experiment
-from lcx.losses import needs_reference
+from lcx.losses import Teacher, needs_reference
 from lcx.model import LM
 from lcx.parallel.mesh import BATCH, make_mesh, shardings
 from lcx.parallel.xla import known_options
@@ -47,13 +47,15 @@ class Measured(NamedTuple):
     sent: Collectives
 
 
-def measure(experiment: Experiment) -> Measured:
+def measure(experiment: Experiment, teacher: LM | None = None) -> Measured:
     """Compile the training step of an experiment for this process's devices.
 
-    Raises ValueError where they are too few for its mesh.
+    teacher: what it learns from; its parameters count to the others. Raises ValueError where
+    devices are too few for the mesh.
     """
     half = replace(experiment, model=as_if_half(experiment.model))
-    compiled, state, _, frozen = compile_step(half)
+    taught = None if teacher is None else as_if_half(teacher)
+    compiled, state, _, frozen = compile_step(half, taught)
     return Measured(
         parameters=device_bytes(state.params) + device_bytes(frozen),
         optimizer=device_bytes(state.optimizer),
@@ -75,8 +77,10 @@ def as_if_half(model: LM) -> LM:
     return replace(model, policy=replace(policy, **half))
 
 
-def compile_step(experiment: Experiment) -> tuple[Any, TrainState, Batch, Leaves]:
-    """The compiled step; the state, batch and frozen parameters that it takes, as shapes."""
+def compile_step(
+    experiment: Experiment, teacher: LM | None = None
+) -> tuple[Any, TrainState, Batch, tuple[Leaves, Teacher | None]]:
+    """The compiled step; the state, batch, and what it does not change, as shapes."""
     settings, mesh = experiment.train, make_mesh(experiment.mesh)
     optimizer = settings.optimizer.transform(settings.steps)
 
@@ -91,13 +95,18 @@ def compile_step(experiment: Experiment) -> tuple[Any, TrainState, Batch, Leaves
     if needs_reference(settings.loss):
         known: Any = laid(jax.ShapeDtypeStruct(tokens.shape, jnp.float32), rows.sharding)
         batch = batch._replace(reference=known)
-    base = jax.eval_shape(experiment.model.init, key)
-    frozen = held(experiment, jax.tree.map(laid, base, shardings(base, mesh)))
+
+    def parameters(model: LM) -> Any:
+        found = jax.eval_shape(model.init, key)
+        return jax.tree.map(laid, found, shardings(found, mesh))
+
+    taught = None if teacher is None else Teacher(teacher, parameters(teacher))
+    fixed = held(experiment, parameters(experiment.model)), taught
     with jax.set_mesh(mesh):
         step = jit_step(experiment, optimizer, where, mesh)
         options: Any = known_options(OPTIONS)
-        compiled = step.lower(state, batch, frozen).compile(compiler_options=options)
-        return compiled, state, batch, frozen
+        compiled = step.lower(state, batch, *fixed).compile(compiler_options=options)
+        return compiled, state, batch, fixed
 
 
 def laid(array: Any, where: Any) -> jax.ShapeDtypeStruct:

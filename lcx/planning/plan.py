@@ -21,11 +21,12 @@ from rich.table import Table
 
 from lcx.cost import state_bytes, training_flops, uncounted, uncounted_note
 from lcx.experiment import Experiment, check_cuts, choose
-from lcx.model import count_parameters
+from lcx.model import LM, count_parameters
 from lcx.planning.chips import CHIPS, Chip, chip_named
 from lcx.planning.compiled import Measured, fit, measure
 from lcx.planning.reading import Reading, measure_reading
 from lcx.training.kept import open_experiments
+from lcx.variants import teacher_model
 from lcx.wording import short_bytes, short_length, short_number
 
 
@@ -78,20 +79,20 @@ class Plan:
     """Bytes of one text of `train.length` tokens, whole."""
 
 
-def plan(name: str, experiment: Experiment, chip_name: str) -> Plan:
+def plan(name: str, experiment: Experiment, chip_name: str, teacher: LM | None = None) -> Plan:
     """Plan a variant on the devices of its mesh. Raises ValueError as `measure` does."""
     chip, settings = chip_named(chip_name), experiment.train
     return Plan(
         variant=name,
         chip=next(known for known, one in CHIPS.items() if one is chip),
         devices=experiment.mesh.devices,
-        step=plan_step(experiment, chip) if settings.steps else None,
+        step=plan_step(experiment, chip, teacher) if settings.steps else None,
         reading=measure_reading(experiment),
         decoding_state=state_bytes(experiment.model, settings.length),
     )
 
 
-def plan_step(experiment: Experiment, chip: Chip) -> Step:
+def plan_step(experiment: Experiment, chip: Chip, teacher: LM | None = None) -> Step:
     """Plan a training step. Raises ValueError as `measure` does."""
     model, settings = experiment.model, experiment.train
     devices, remat = experiment.mesh.devices, model.remat
@@ -99,7 +100,7 @@ def plan_step(experiment: Experiment, chip: Chip) -> Step:
 
     def memory(length: int) -> int:
         longer = replace(settings, length=length, positions=None)
-        steps[length] = measure(replace(experiment, train=longer))
+        steps[length] = measure(replace(experiment, train=longer), teacher)
         return steps[length].memory
 
     fitted = fit(settings.length, 2 * experiment.mesh.seq, chip.memory, memory)
@@ -107,16 +108,18 @@ def plan_step(experiment: Experiment, chip: Chip) -> Step:
     fixed = here.parameters + here.optimizer
     activations = min(round(fitted.slope * settings.length), here.memory - fixed)
 
-    flops = training_flops(model, settings.length, experiment.tune)
-    if flops is not None:
+    own = training_flops(model, settings.length, experiment.tune)
+    flops = training_flops(model, settings.length, experiment.tune, teacher)
+    if own is not None and flops is not None:
         lookup = 0 if model.tied else model.vocabulary * model.width
         products = 2 * (count_parameters(model) - lookup)
-        again = {"none": 0.0, "block": flops / 3, "dots": flops / 3 - products}
+        again = {"none": 0.0, "block": own / 3, "dots": own / 3 - products}
         flops = (flops + again[remat]) * settings.batch * settings.length / devices
     # Every buffer is filled once and read once; and each pass reads the weights that it needs.
     passes = 2 if remat == "none" else 3
     itemsize = jnp.dtype(model.policy.compute).itemsize
-    weights = passes * itemsize * count_parameters(model) // experiment.mesh.model
+    read = passes * count_parameters(model) + (count_parameters(teacher) if teacher else 0)
+    weights = itemsize * read // experiment.mesh.model
     traffic = 2 * here.memory + weights
     seconds = {
         "compute": None if flops is None else flops / chip.flops,
@@ -132,7 +135,7 @@ def plan_step(experiment: Experiment, chip: Chip) -> Step:
         other=here.memory - fixed - activations,
         memory=here.memory,
         flops=flops,
-        uncounted=uncounted(model),
+        uncounted=uncounted(*filter(None, (model, teacher))),
         traffic=traffic,
         sent=here.sent.wire,
         unknown=here.sent.unknown,
@@ -172,7 +175,8 @@ def elsewhere(argv: list[str], devices: int) -> Plan:
 def main(file: str, name: str, chip: str, *assignments: str) -> None:
     """The other process: the plan of one variant as a line of JSON."""
     experiments, _ = choose(open_experiments(Path(file)).experiments, name, assignments)
-    print(json.dumps(asdict(plan(name, experiments[name], chip))))
+    teacher = teacher_model(name, experiments)
+    print(json.dumps(asdict(plan(name, experiments[name], chip, teacher))))
 
 
 NOTES = (

@@ -1,6 +1,7 @@
 """Training: one loop that reads from top to bottom."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from lcx.adapters.split import begin, frozen, tuned
 from lcx.data import PairedTexts, Texts, places
 from lcx.experiment import Experiment, trained_on
 from lcx.logits import over_logits
-from lcx.losses import LossSums, OfWritten, needs_reference
+from lcx.losses import LossSums, OfTeacher, OfWritten, Teacher, needs_reference
 from lcx.optim import in_fp32
 from lcx.parallel.mesh import BATCH, make_mesh, place, shardings
 from lcx.parallel.preemption import Preemption
@@ -44,20 +45,24 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
 
 
-def make_loss(experiment: Experiment) -> Callable[[Params, Batch], tuple[LossSums, Aux]]:
-    """(parameters, batch) -> the loss's sums, and what layers report, of all shards. Pure."""
+def make_loss(experiment: Experiment) -> Callable[..., tuple[LossSums, Aux]]:
+    """(parameters, batch, teacher) -> the loss's sums, and layers' reports, of all shards. Pure."""
     model, settings, shards = experiment.model, experiment.train, experiment.mesh.shards
     longest = settings.length if settings.positions is None else settings.positions.longest
 
-    def of_shard(params: Params, batch: Batch) -> tuple[LossSums, Aux]:
-        lengths = jnp.full(batch.tokens.shape, longest, jnp.int32)
-        out = model.hidden(params, batch._replace(lengths=lengths), shards=shards)
-        sums = settings.loss(out.x, batch, partial(over_logits, model, params), shards)
+    def of_shard(params: Params, batch: Batch, teacher: Teacher | None) -> tuple[LossSums, Aux]:
+        batch = batch._replace(lengths=jnp.full(batch.tokens.shape, longest, jnp.int32))
+        out, over = model.hidden(params, batch, shards=shards), partial(over_logits, model, params)
+        if teacher is not None:
+            over = teacher.beside(over, batch, shards)
+        sums = settings.loss(out.x, batch, over, shards)
         # one row a shard, which the sum is taken of out there
         return jax.tree.map(lambda a: a[None], (sums, out.aux))
 
-    def sums(params: Params, batch: Batch) -> tuple[LossSums, Aux]:
-        each = sharded(of_shard, shards, (REPLICATED, SHARDED), PartitionSpec(AXIS))(params, batch)
+    specs = (REPLICATED, SHARDED, REPLICATED)
+
+    def sums(params: Params, batch: Batch, teacher: Teacher | None = None) -> tuple[LossSums, Aux]:
+        each = sharded(of_shard, shards, specs, PartitionSpec(AXIS))(params, batch, teacher)
         return jax.tree.map(lambda a: a.sum(axis=0), each)
 
     return sums
@@ -66,7 +71,7 @@ def make_loss(experiment: Experiment) -> Callable[[Params, Batch], tuple[LossSum
 def make_step(
     experiment: Experiment, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
-    """The training step: (state, batch, frozen parameters) -> (state, metrics). Pure; jit it.
+    """The training step: (state, batch, frozen parameters, teacher) -> (state, metrics). Pure.
 
     The batch is cut into `accumulate` equal parts, one after the other. Loss: that of the whole
     batch, whatever part a token is in; what is random depends on the seed, the step and the token.
@@ -77,13 +82,14 @@ def make_step(
     def loss(
         trained: Params | Leaves,
         frozen: Leaves,
+        teacher: Teacher | None,
         batch: Batch,
         divisor: Float[Array, ""],
         real: Float[Array, ""],
         writes: Bool[Array, ""] | None,
     ):
         params = whole(experiment, trained, frozen)
-        sums, aux = sums_of(params, batch)
+        sums, aux = sums_of(params, batch, teacher)
         minimised = sums.minimised / divisor
         if isinstance(settings.loss, OfWritten):
             own = partial(settings.loss.of_written, experiment.model, params, batch)
@@ -95,7 +101,12 @@ def make_step(
         return minimised, (sums.shown / divisor, reports)
 
     @experiment.model.policy.precise()  # the model says so of its forward pass alone
-    def step(state: TrainState, batch: Batch, frozen: Leaves | None = None):
+    def step(
+        state: TrainState,
+        batch: Batch,
+        frozen: Leaves | None = None,
+        teacher: Teacher | None = None,
+    ):
         key = jax.random.fold_in(seed, state.step)
         batch = batch._replace(keys=jax.random.split(key, batch.tokens.shape))
         divisor, real = settings.loss.divisor(batch), batch.real.sum().astype(jnp.float32)
@@ -106,7 +117,8 @@ def make_step(
 
         def gradient(part: Batch):
             take = jax.value_and_grad(loss, has_aux=True)
-            (_, shown), gradients = take(state.params, frozen or {}, part, divisor, real, writes)
+            given = frozen or {}, teacher, part, divisor, real, writes
+            (_, shown), gradients = take(state.params, *given)
             # parts add up in fp32, and so does the norm, whatever parameters are stored in
             return shown, optax.tree.cast(gradients, jnp.float32)
 
@@ -136,7 +148,9 @@ def make_step(
 
 def make_validation(experiment: Experiment) -> Callable[[Params, Batch], Float[Array, ""]]:
     """(parameters, N batches, stacked) -> the loss that is shown, of all together. Pure."""
-    sums_of, loss = make_loss(experiment), experiment.train.loss
+    loss = experiment.train.loss
+    loss = loss.alone if isinstance(loss, OfTeacher) else loss
+    sums_of = make_loss(replace(experiment, train=replace(experiment.train, loss=loss)))
 
     def validation(params: Params, batches: Batch):
         shown = jax.lax.map(lambda batch: sums_of(params, batch)[0].shown, batches)
@@ -198,18 +212,22 @@ def train(
     start: Params | None = None,
     console: Console | None = None,
     preemption: Preemption | None = None,
+    teacher: Teacher | None = None,
 ) -> None:
     """Train until `experiment.train.steps`, from the run's last checkpoint if it has one.
 
     A run killed at any moment and started again ends with the same bits as one never killed.
-    `start`: parameters to begin from, in place of fresh ones. Raises NonFiniteLossError; and
-    Preempted, after a checkpoint, where `preemption` says that this process has to end.
+    `start`: parameters to begin from, in place of fresh ones. `teacher`: of a loss that takes one.
+    Raises NonFiniteLossError; and Preempted, after a checkpoint, where `preemption` says that this
+    process has to end.
     """
     console = console or plain_console()
     if experiment.as_published and start is not None:
         run.finish(fingerprint(start))
         return
     settings = experiment.train
+    if experiment.teacher is not None and teacher is None:
+        raise ValueError(f"train.loss: {type(settings.loss).__name__} needs its teacher")
     optimizer = settings.optimizer.transform(settings.steps)
     mesh = make_mesh(experiment.mesh)
     fresh = partial(fresh_state, experiment, optimizer)
@@ -230,6 +248,7 @@ def train(
             checkpoints.save(0, state, None)
             run.finish(fingerprint(read(state.params)))
             return
+        teacher = jax.device_put(teacher, shardings(teacher, mesh))
         corpus = trained_on(settings.loss, corpus)
         if needs_reference(settings.loss) and isinstance(corpus, PairedTexts):
             corpus = with_reference(experiment, run, corpus, read(state.params), mesh)
@@ -248,7 +267,7 @@ def train(
             for number in range(done + 1, settings.steps + 1):
                 batch = positioned(experiment, next(batches), (settings.seed, number))
                 batch = Batch(**{name: place(array, cut) for name, array in batch.items()})
-                state, metrics = step(state, batch, rest)
+                state, metrics = step(state, batch, rest, teacher)
                 if last is not None:
                     bar.update(task, completed=number - 1, note=log.write(number - 1, last))
                 last = metrics

@@ -23,6 +23,8 @@ class Origin:
     """A digest of each class of one's own that the experiment is made of."""
     began_from: str | None = None
     """The fingerprint of the parameters it began from; None: fresh ones, or not known yet."""
+    taught_by: str | None = None
+    """The fingerprint of its teacher, model and parameters; None: it has none, or not known yet."""
     weights: str | None = None
     """The fingerprint of its parameters after the last step; None: not finished."""
 
@@ -38,8 +40,12 @@ class Origin:
             for name in sorted(self.code.keys() | there.code.keys())
             if self.code.get(name) != there.code.get(name)
         ]
-        if None not in (self.began_from, there.began_from) and self.began_from != there.began_from:
-            lines.append("what it began from has been trained anew, or has changed, since")
+        for what, here, then in (
+            ("what it began from", self.began_from, there.began_from),
+            ("its teacher", self.taught_by, there.taught_by),
+        ):
+            if None not in (here, then) and here != then:
+                lines.append(f"{what} has been trained anew, or has changed, since")
         return lines
 
 

@@ -1,7 +1,8 @@
 """A run is a folder: what was asked, where it ran, how it went, what came out.
 
 experiment.json    the experiment, which loads back equal
-origin.json        what it was made of beside: texts, code of one's own, first parameters, overrides
+origin.json        what it was made of beside: texts, code of one's own, first parameters,
+                   teacher, overrides
 source/            the experiment file, and the modules beside it that it imports
 environment.json   versions, commits, devices, command line of each start
 metrics.jsonl      one line a training step
