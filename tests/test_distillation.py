@@ -43,8 +43,8 @@ from tests.tiny import tiny
 
 LOSSES = [
     Distillation("teacher"),
-    Distillation("teacher", temperature=1.0, weight=1.0),
-    Distillation("teacher", temperature=5.0, weight=0.2),
+    rest(Distillation("teacher", temperature=1.0, weight=1.0)),
+    rest(Distillation("teacher", temperature=5.0, weight=0.2)),
 ]
 
 
@@ -256,6 +256,19 @@ def test_another_teacher_makes_another_run(lessons, out, tmp_path, capsys):
 
 
 @pytest.mark.rest
+@pytest.mark.parametrize("mesh", ["Mesh(data=2, model=2)", "Mesh(fsdp=2, seq=2)"])
+def test_a_student_on_a_mesh_learns_from_a_teacher_trained_without(mesh, lessons, out, tmp_path):
+    again = tmp_path / "out"
+    shutil.copytree(out / "teacher", again / "teacher")
+    asked = ("--only", "student", "--set", f"mesh={mesh}")
+    assert lcx("train", lessons, "--out", again, *asked) == 0
+    for a, b in zip(metrics(again / "student"), metrics(out / "student"), strict=True):
+        # measured: 1.8e-7, and 2.0e-8
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
+        assert a["reports"]["divergence"] == pytest.approx(b["reports"]["divergence"], abs=1e-7)
+
+
+@pytest.mark.rest
 def test_a_published_teacher_teaches_the_same(lessons, out, tmp_path):
     """The same weights, written for transformers and read back."""
     folder = tmp_path / "published"
@@ -265,8 +278,7 @@ def test_a_published_teacher_teaches_the_same(lessons, out, tmp_path):
     assert lcx("train", lessons, "--out", tmp_path / "out", *asked) == 0
     assert not (tmp_path / "out" / "teacher").exists()
     for a, b in zip(metrics(tmp_path / "out" / "student"), metrics(out / "student"), strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
-        assert a["reports"]["divergence"] == pytest.approx(b["reports"]["divergence"], rel=1e-5)
+        assert (a["loss"], a["reports"]) == (b["loss"], b["reports"])
 
 
 @pytest.mark.rest
