@@ -254,7 +254,7 @@ def test_many_variants_stand_below_one_another(capsys):
         ["variant_3", "variant_4", "variant_5"],
         ["variant_6"],
     ]
-    assert sum(line.startswith("parameters") for line in lines) == 3
+    assert sum("parameters" in line for line in lines) == 3
 
 
 def test_bad_input_is_told_with_what_would_do():
