@@ -188,7 +188,7 @@ def test_the_longest_that_fits_is_found_past_a_flat_start():
 
 
 def test_terms_of_a_plan(monkeypatch):
-    def measured(of: Experiment) -> Measured:
+    def measured(of: Experiment, teacher: LM | None) -> Measured:
         sent = Collectives({"all-gather": 2e9}, 0)
         return Measured(1000, 2000, 3100, 3500 + 10 * of.train.length, sent)
 
