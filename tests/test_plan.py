@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from rich.console import Console
 
 from lcx.block import Block
 from lcx.command.cli import plan_command
@@ -24,7 +25,8 @@ from lcx.parallel.xla import known_options
 from lcx.planning.chips import CHIPS, chip_named
 from lcx.planning.compiled import OPTIONS, Measured, fit, measure
 from lcx.planning.hlo import Collectives, collectives
-from lcx.planning.plan import check_devices, plan, plan_step
+from lcx.planning.plan import Plan, check_devices, plan, plan_step, print_plans
+from lcx.planning.reading import Reading
 from lcx.protocols import SameTargets
 from lcx.streaming import Streamer
 from lcx.training.loop import TrainState, make_step
@@ -239,6 +241,20 @@ def test_the_command(monkeypatch, tmp_path, capsys):
     assert (made["devices"], made["chip"], made["step"]["length"]) == (4, "H100", 48)
     assert made["step"]["longest"] > 48
     assert "bottleneck" in capsys.readouterr().out
+
+
+def test_many_variants_stand_below_one_another(capsys):
+    reading = Reading(length=64, rows=2, parameters=10**6, state=10**5, memory=10**7)
+    plans = [Plan(f"variant_{n}", "H100", 1, None, reading, 4096) for n in range(7)]
+    print_plans(plans, Console(width=80))
+    lines = capsys.readouterr().out.splitlines()
+    heads = [line for line in lines if "1 x H100" in line]
+    assert [line.split()[3:] for line in heads] == [
+        ["variant_0", "variant_1", "variant_2"],
+        ["variant_3", "variant_4", "variant_5"],
+        ["variant_6"],
+    ]
+    assert sum("parameters" in line for line in lines) == 3
 
 
 def test_bad_input_is_told_with_what_would_do():

@@ -186,7 +186,41 @@ NOTES = (
 
 
 def print_plans(plans: list[Plan], console: Console) -> None:
-    """A column for each variant, for a terminal."""
+    """A column for each variant, for a terminal; below one another where it has no room for all."""
+    for some in _side_by_side(plans, console.width):
+        console.print(_table(some))
+    console.print(NOTES, style="dim", highlight=False)
+    steps = [made.step for made in plans]
+    if note := uncounted_note(name for step in steps if step for name in step.uncounted):
+        console.print(note, highlight=False)
+    for made in plans:
+        if made.step and made.step.unknown:
+            console.print(
+                f"{made.variant}: {made.step.unknown} collectives stand in loops of unknown "
+                "length, and are counted once",
+                highlight=False,
+            )
+
+
+DECODING = "state of decoding a text of train.length"
+"""The longest label."""
+
+
+def _side_by_side(plans: list[Plan], width: int) -> list[list[Plan]]:
+    """As many as fit in so many characters, each with its name in one line."""
+    groups: list[list[Plan]] = [[]]
+    room = left = width - len(DECODING) - 1
+    for made in plans:
+        takes = max(len(made.variant), 6) + 1
+        if takes > left and groups[-1]:
+            groups.append([])
+            left = room
+        groups[-1].append(made)
+        left -= takes
+    return groups
+
+
+def _table(plans: list[Plan]) -> Table:
     chip, rates = plans[0].chip, CHIPS[plans[0].chip]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column(f"{plans[0].devices} x {chip}", no_wrap=True)
@@ -204,21 +238,11 @@ def print_plans(plans: list[Plan], console: Console) -> None:
         "parameters": lambda p: short_bytes(p.reading.parameters),
         "state": lambda p: short_bytes(p.reading.state),
         f"memory, of {room}": lambda p: short_bytes(p.reading.memory),
-        "state of decoding a text of train.length": lambda p: short_bytes(p.decoding_state),
+        DECODING: lambda p: short_bytes(p.decoding_state),
     }
     for label, of in rows.items():
         table.add_row(label, *map(of, plans))
-    console.print(table)
-    console.print(NOTES, style="dim", highlight=False)
-    if note := uncounted_note(name for step in steps if step for name in step.uncounted):
-        console.print(note, highlight=False)
-    for made in plans:
-        if made.step and made.step.unknown:
-            console.print(
-                f"{made.variant}: {made.step.unknown} collectives stand in loops of unknown "
-                "length, and are counted once",
-                highlight=False,
-            )
+    return table
 
 
 def _step_rows(chip: str, rates: Chip, steps: list[Step]) -> dict[str, Callable[[Step], str]]:
