@@ -191,6 +191,7 @@ def test_the_page_escapes_and_tells(written):
         "4 x 512",
         "851,968",
         "20,480",  # steady tokens a second
+        "What a loss does besides, such as having text written, is not counted.",
         "ab12",
     ):
         assert words in said
