@@ -67,16 +67,13 @@ LOSSES = {
 
 def experiments() -> Experiments:
     """The base, what each loss makes of it, and contrastive search in two of these."""
-    base = Experiment(
-        MODEL,
-        Data(tokenizer=BPE(1024)),
-        Train(length=256, batch=4, steps=1200, optimizer=OPTIMIZER),
-        Repetition(prompt=50, lengths=(25, 50, 100, 200), documents=64),
-    )
-    further = replace(base.train, steps=300, optimizer=replace(OPTIMIZER, peak=3e-3))
+    greedy = Repetition(prompt=50, lengths=(25, 50, 100, 200), documents=64)
+    train = Train(length=256, batch=4, steps=1200, optimizer=OPTIMIZER)
+    base = Experiment(MODEL, Data(tokenizer=BPE(1024)), train, greedy)
+    further = replace(train, steps=300, optimizer=replace(OPTIMIZER, peak=3e-3))
     longer = replace(base, init_from="base", train=further)
     losses = {name: replace(longer, train=replace(further, loss=x)) for name, x in LOSSES.items()}
-    search = replace(base.evaluation, decoding=ContrastiveSearch(4, alpha=0.6))
+    search = replace(greedy, decoding=ContrastiveSearch(4, alpha=0.6))
     searched = {
         f"{name}_searched": replace(
             longer, init_from=name, train=replace(further, steps=0), evaluation=search
