@@ -16,9 +16,10 @@ from rich.console import Console
 
 from lcx.block import Block
 from lcx.command.cli import plan_command
+from lcx.evaluation.reading import Scorer
 from lcx.experiment import Experiment, Train
-from lcx.layers import LayerNorm, RWKV7ChannelMix
-from lcx.mixers import RWKV7, SoftmaxAttention
+from lcx.layers import LayerNorm, RWKV7ChannelMix, SwiGLU
+from lcx.mixers import RWKV7, RetNet, SoftmaxAttention
 from lcx.model import LM
 from lcx.parallel.mesh import BATCH, Mesh, make_mesh, shardings
 from lcx.parallel.xla import known_options
@@ -26,7 +27,7 @@ from lcx.planning.chips import CHIPS, chip_named
 from lcx.planning.compiled import OPTIONS, Measured, fit, measure
 from lcx.planning.hlo import Collectives, collectives
 from lcx.planning.plan import Plan, check_devices, plan, plan_step, print_plans
-from lcx.planning.reading import Reading
+from lcx.planning.reading import Reading, measure_reading
 from lcx.protocols import SameTargets
 from lcx.streaming import Streamer
 from lcx.training.loop import TrainState, make_step
@@ -241,6 +242,23 @@ def test_the_command(monkeypatch, tmp_path, capsys):
     assert (made["devices"], made["chip"], made["step"]["length"]) == (4, "H100", 48)
     assert made["step"]["longest"] > 48
     assert "bottleneck" in capsys.readouterr().out
+
+
+def test_a_plan_of_evaluation_counts_the_layers_while_targets_are_scored():
+    """Where a vocabulary is large, most memory is taken then, and layers lie there unused."""
+    block = Block(RetNet(heads=2), SwiGLU(64))
+    model = LM(vocab=30_000, width=64, pattern=(block,), repeats=20)
+    of = Experiment(model, evaluation=SameTargets((512,)))
+    reading = measure_reading(of)
+    params = jax.jit(model.init)(jax.random.key(0))
+    with jax.set_mesh(make_mesh(Mesh())):
+        scores = Scorer(of.evaluation, model, params, Mesh()).lower(reading.length).scores
+        needs = (
+            scores.compile(compiler_options=known_options(OPTIONS))
+            .memory_analysis()
+            .temp_size_in_bytes
+        )
+    assert reading.parameters + reading.state + needs <= reading.memory
 
 
 def test_many_variants_stand_below_one_another(capsys):

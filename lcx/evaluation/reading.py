@@ -89,6 +89,8 @@ class Lowered(NamedTuple):
 
     advance: Any
     scores: Any
+    scored: Any
+    """The shapes of what `scores` takes beside the parameters."""
     state: State
     """Its shapes."""
     rows: int
@@ -118,7 +120,8 @@ class Scorer:
         advance, tokens, state = streamer.lower(rows, piece, capacity)
         x, _ = advance.out_info
         x = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=streamer.tokens)
-        return Lowered(advance, self._scores.lower(self._params, x, tokens), state, rows)
+        scores = self._scores.lower(self._params, x, tokens)
+        return Lowered(advance, scores, (x, tokens), state, rows)
 
     def score(self, jobs: list[Job]) -> Iterator[tuple[Job, dict[str, Float[np.ndarray, " n"]]]]:
         """Each job with what the protocol's `scores` make of each token of its excerpt, by name.

@@ -47,11 +47,13 @@ def measure_reading(experiment: Experiment) -> Reading:
         advance, score = (
             one.compile(compiler_options=options) for one in (lowered.advance, lowered.scores)
         )
-    state = device_bytes(lowered.state)
+    parameters, state = device_bytes(params), device_bytes(lowered.state)
+    # compiled functions have only the arguments that they use; the others are there all the same
+    used = score.memory_analysis().argument_size_in_bytes - device_bytes(lowered.scored)
     return Reading(
         length=protocol.longest,
         rows=lowered.rows,
-        parameters=device_bytes(params),
+        parameters=parameters,
         state=state,
-        memory=max(peak(advance), peak(score) + state),
+        memory=max(peak(advance), peak(score) + parameters - used + state),
     )
