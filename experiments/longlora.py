@@ -14,11 +14,11 @@ a quarter of the length, and the other half the same shifted: `shifted` as it wa
 
 Cost: about 8 minutes on 2 cores. The numbers are in `LOG.md`.
 
-Expected, and measured, of one training:
+Expected, and measured; of one training, but for the first:
 - At 8 times the length, norms and the embedding beside rank 8 are worth as much as four times the
   rank: 17.2 at 1,024 tokens, and 17.5 with rank 32, where rank 8 alone has 21.3 and all parameters
-  16.1. Rank counts, too, at this size: rank 2 ends at 25.3. So in part as in the paper, whose
-  ranks of 8 to 256 are all alike. At 4 times the length the order is the same.
+  16.1. So it is in two seeds more, whose bases are worse by far more than these differ. Rank
+  counts, too, at this size: rank 2 ends at 25.3. The paper has ranks of 8 to 256 all alike.
 - Past its new length each is about as lost as the base was past its own.
 - Shifted sparse attention does not carry over. Read as trained, it gains nothing from 256 tokens
   on, where its groups end; with attention to everything it is worse at 1,024 tokens (35.1) than at
