@@ -270,12 +270,13 @@ def step_models() -> dict[str, LM]:
     softmax = Block(SoftmaxAttention(heads=heads), mlp)
     window = Block(SoftmaxAttention(heads=heads, sparsity=Window(512)), mlp)
     half = Policy(compute="bfloat16")
+    xla = replace(half, kernels="xla")
     pairs = {
         "softmax": (softmax, half),
-        "softmax, fp32 products": (softmax, replace(half, products="float32")),
-        "softmax, Pallas": (softmax, replace(half, kernels="pallas")),
+        "softmax, by XLA": (softmax, xla),
+        "softmax, by XLA, fp32 products": (softmax, replace(xla, products="float32")),
         "window of 512": (window, half),
-        "window of 512, Pallas": (window, replace(half, kernels="pallas")),
+        "window of 512, by XLA": (window, xla),
         "Mamba-2": (Block(Mamba2(), mlp), half),
         "Gated DeltaNet": (Block(GatedDeltaNet(heads=heads // 2), mlp), half),
         "GLA": (Block(GLA(heads=heads), mlp), half),
@@ -296,7 +297,7 @@ def of_step(name: str, model: LM, batch: int) -> None:
     tokens = batch * LENGTH
     flops = (training_flops(model, LENGTH) or 0.0) * tokens
     print(
-        f"{name:24} {took:8.1f} ms  {1e3 * tokens / took:10,.0f} tokens/s  "
+        f"{name:30} {took:8.1f} ms  {1e3 * tokens / took:10,.0f} tokens/s  "
         f"{flops / (took * 1e-3) / PEAK:5.0%} of peak  {peak:5.1f} GiB  "
         f"{count_parameters(model) / 1e6:.0f} M parameters",
         flush=True,
