@@ -15,13 +15,8 @@ from lcx.paths import resolved
 def check_links(experiments: Experiments) -> None:
     """Raise ValueError where an `init_from`, a teacher or a judge is no variant that fits."""
     for name, experiment in experiments.items():
-        seen, at = [name], experiment.parent
-        while at is not None:
-            known(at, experiments, f"{seen[-1]}.init_from")
-            if at in seen:
-                raise ValueError(f"init_from goes in a circle: {' -> '.join([*seen, at])}")
-            seen.append(at)
-            at = experiments[at].parent
+        if experiment.parent is not None:
+            known(experiment.parent, experiments, f"{name}.init_from")
         if isinstance(experiment.teacher, str):
             known(experiment.teacher, experiments, f"{name}.train.loss.teacher")
         if experiment.train.steps == 0 and experiment.init_from is None:
@@ -41,8 +36,10 @@ def check_links(experiments: Experiments) -> None:
 def _check_circle(name: str, experiments: Experiments, after: tuple[str, ...]) -> None:
     """Raise ValueError where a variant would have to be trained before itself."""
     if name in after:
-        circle = " -> ".join([*after[after.index(name) :], name])
-        raise ValueError(f"init_from and train.loss.teacher go in a circle: {circle}")
+        around = [*after[after.index(name) :], name]
+        taught = any(experiments[one].teacher in around for one in around)
+        what = "init_from and train.loss.teacher go" if taught else "init_from goes"
+        raise ValueError(f"{what} in a circle: {' -> '.join(around)}")
     for needed in _needed(experiments[name]):
         _check_circle(needed, experiments, (*after, name))
 
