@@ -10,7 +10,19 @@ from lcx.adapters import (
     HeadTuning as HeadTuning,
 )
 from lcx.adapters import (
+    InitialState as InitialState,
+)
+from lcx.adapters import (
     LoRA as LoRA,
+)
+from lcx.adapters import (
+    PrefixTuning as PrefixTuning,
+)
+from lcx.adapters import (
+    PromptTuning as PromptTuning,
+)
+from lcx.adapters import (
+    PTuning as PTuning,
 )
 from lcx.block import (
     Block as Block,

@@ -191,11 +191,13 @@ class Run:
     def _sublayer(self, name: str, x: Array, norm: Any, drawing: int) -> Array:
         sublayer, before = self._block.sublayers[name], getattr(self._before, name)
         ctx = self._ctx.drawing(drawing)
+        if f"{name}_initial" in self._params:  # fine-tuning has put it there (`lcx.adapters`)
+            ctx = ctx._replace(initial=self._params[f"{name}_initial"])
         out, self.handed = _call(sublayer, self._params[name], x, ctx, before, self.handed)
         self.states[name] = out.state
         self.auxes.append(out.aux)
         y = out.x
-        if f"{name}_adapter" in self._params:  # fine-tuning has put it there (`lcx.adapters`)
+        if f"{name}_adapter" in self._params:  # as above
             y = self._params[f"{name}_adapter"](y)
         y = y if norm is None else norm(y)
         return dropped(y, self._block.dropout, self._ctx.drawing(drawing + 1))

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from lcx import spec
-from lcx.adapters import ADAPTERS, Tuning
+from lcx.adapters import ADAPTERS, HasVirtualTokens, Tuning
 from lcx.adapters.split import check_merges
 from lcx.adapters.split import shapes as tuned_shapes
 from lcx.block import BLOCKS
@@ -262,6 +262,8 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
         most = train.length if train.positions is None else train.positions.longest
         most = most if train.steps else 0
         longest = max(most, experiment.evaluation.longest)
+        if isinstance(experiment.tune, HasVirtualTokens):
+            longest += experiment.tune.tokens
         if longest > model.positions.capacity:
             raise problem(
                 "model.positions",
@@ -273,6 +275,12 @@ def validate(name: str, experiment: Experiment, experiments: Experiments, corpus
             experiment.init_from.check(model)
         except ValueError as error:
             raise problem("init_from", error) from error
+        if not (experiment.as_published or experiment.init_from.is_plain):
+            raise problem(
+                "init_from",
+                "has virtual tokens before its documents, from which no training begins; "
+                "train.steps=0 evaluates it",
+            )
     elif experiment.init_from is not None:
         begun = experiments[experiment.init_from]
         if begun.tune is not None:

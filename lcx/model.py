@@ -58,6 +58,11 @@ class ModelState(NamedTuple):
     layers: list[BlockState]
 
 
+BEGIN = "begin"
+"""What fine-tuning puts into a tree whose documents begin from a state (`lcx.adapters`): the
+position of a document's first token. The state is in the blocks."""
+
+
 class PerToken(NamedTuple):
     """Parameters as a loop over single tokens reads them; made once, before the loop.
 
@@ -220,6 +225,9 @@ class LM:
         """
         tokens, positions, segments = batch.tokens, batch.positions, batch.segments
         rows, length = tokens.shape
+        begun = BEGIN in params
+        if begun and segments is None:
+            segments = jnp.ones_like(tokens)  # a document's first token has to be known
         if positions is None:
             first = jnp.zeros(rows, jnp.int32) if state is None else state.position
             first = first + seqpar.index(shards) * length
@@ -230,7 +238,10 @@ class LM:
             whole = whole if state is None else state.length
             lengths = jnp.broadcast_to(whole[:, None], tokens.shape)
         before = absent_fields(state, ModelState).segment
-        ctx = Context.of(positions, segments, before, lengths, shards)
+        at, long = positions, lengths
+        if begun:
+            at, long = positions + params[BEGIN], lengths + params[BEGIN]
+        ctx = Context.of(at, segments, before, long, shards)
         ctx = ctx._replace(keys=batch.keys, kernels=Kernels(self.policy.kernels))
         table = seqpar.replicate(params.embed.embedding[...], shards)
         x = by_rows(sums.rows(table, tokens).astype(self.policy.compute))
@@ -239,7 +250,7 @@ class LM:
         if self.embed_factor is not None:
             x *= jnp.asarray(self.embed_factor, x.dtype)
         if self.positions:
-            x += self.positions(params.positions, positions).astype(x.dtype)
+            x += self.positions(params.positions, at).astype(x.dtype)
         if self.embed_norm:
             x = params.embed_norm(x)
         if state is None:

@@ -189,7 +189,8 @@ class Context(NamedTuple):
     position schemes that depend on it; None: no longer than a training's. `shards` says that these
     T tokens are one device's piece of a longer sequence (`lcx.parallel.seqpar`); what an op needs
     of the other pieces it fetches when it is given `shards`. `keys` are this sublayer's own, one a
-    token, for what is random in training; None: nothing is. `kernels` is for ops.
+    token, for what is random in training; None: nothing is. `kernels` is for ops. `initial` is what
+    a sublayer remembers before a document's first token, in one row; None: nothing.
     """
 
     positions: Int[Array, "B T"]
@@ -199,6 +200,7 @@ class Context(NamedTuple):
     shards: Shards | None = None
     keys: Key[Array, "B T"] | None = None
     kernels: Kernels = FASTEST_THERE_IS
+    initial: State | None = None
 
     @classmethod
     def of(
@@ -256,6 +258,17 @@ class Sublayer(Protocol):
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output: ...
+
+
+@runtime_checkable
+class Begins(Protocol):
+    """A sublayer whose documents can begin from any state of its own (`Context.initial`)."""
+
+    @property
+    def learned(self) -> str | None:
+        """Which part of its state sums the values of the past (`S`), and can be learned in place of
+        zeros; None: there is none."""
+        ...
 
 
 @runtime_checkable

@@ -12,7 +12,18 @@ import pytest
 from flax import nnx
 from rich.console import Console
 
-from lcx.adapters import Adapter, BiasTuning, HeadTuning, LoRA
+from lcx.adapters import (
+    Adapter,
+    BiasTuning,
+    HasVirtualTokens,
+    HeadTuning,
+    InitialState,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+)
+from lcx.adapters.beginning import drawn_embeddings
 from lcx.adapters.bottleneck import PARTS
 from lcx.adapters.lora import merged_kernel
 from lcx.adapters.split import begin, by_path, check_merges, frozen, merged, tuned
@@ -52,20 +63,40 @@ BLOCKS = {
 }
 """Softmax attention, and a recurrence of each algebra."""
 LONG = LoRA(2, of=("mixer", "channel"), norms=True, embeddings=True)
-METHODS = (HeadTuning(), BiasTuning(), LONG, Adapter(4))
-EVERY_DAY = (*(("softmax", tune) for tune in METHODS), ("delta", LONG), ("rwkv7", LONG))
+NETWORK = PrefixTuning(3, hidden=5)
+METHODS = (
+    *(HeadTuning(), BiasTuning(), LONG, Adapter(4)),
+    *(PromptTuning(3), PTuning(3, hidden=5), PrefixTuning(3), NETWORK, InitialState()),
+)
+LEARNED_BEGINNING = HasVirtualTokens | InitialState
+EVERY_DAY = (
+    *(("softmax", tune) for tune in METHODS),
+    *(("delta", LONG), ("rwkv7", LONG)),
+    *(("delta", InitialState()), ("rwkv4", InitialState()), ("rwkv7", PromptTuning(3))),
+)
+
+
+def named(tune) -> str:
+    return f"{type(tune).__name__}{'-network' if tune == NETWORK else ''}"
+
+
+def takes(name: str, tune) -> bool:
+    softmax = name == "softmax"
+    return not isinstance(tune, InitialState if softmax else PrefixTuning)
 
 
 CASES = [
     pytest.param(
         name,
         tune,
-        id=f"{name}-{type(tune).__name__}",
+        id=f"{name}-{named(tune)}",
         marks=() if (name, tune) in EVERY_DAY else (pytest.mark.rest,),
     )
     for name in BLOCKS
     for tune in METHODS
+    if takes(name, tune)
 ]
+"""Each method under each mixer that takes it."""
 
 
 def model_of(name: str) -> LM:
@@ -118,14 +149,41 @@ def stepped(experiment: Experiment, steps: int = 3):
     return jax.tree.map(jnp.asarray, jax.device_get((state, rest, metrics["loss"])))
 
 
+def tuned_call(tune, model):
+    """(trained, base) -> logits of `rows`."""
+
+    def call(trained, start):
+        return model(tuned(tune, model, trained, frozen(tune, model, start)), rows()).x
+
+    return call
+
+
 @pytest.mark.parametrize(("name", "tune"), CASES)
 def test_before_the_first_step_a_tuned_model_is_its_base(name, tune):
     model = model_of(name)
     start = base(model)
     trained = jax.jit(partial(begin, tune, model))(start, jax.random.key(3))
     whole = tuned(tune, model, trained, frozen(tune, model, start))
-    got, expected = (jax.jit(model)(params, rows()).x for params in (whole, start))
-    np.testing.assert_array_equal(got, expected)
+    call = jax.jit(model)
+    if not isinstance(tune, LEARNED_BEGINNING):
+        got, expected = (call(params, rows()).x for params in (whole, start))
+        np.testing.assert_array_equal(got, expected)
+        return
+    got, batch, of_documents = jax.jit(tuned_call(tune, model))(trained, start), rows(), {}
+    if isinstance(tune, InitialState):
+        of_documents = {1: call(start, batch).x[:, :10], 2: call(start, batch).x[:, 10:]}
+    elif named(tune) in ("PromptTuning", "PrefixTuning"):
+        # as if the tokens drawn stood in front of each document
+        table = start.embed.embedding[...]
+        drawn = drawn_embeddings(start, 3, nnx.Rngs(jax.random.key(3)))
+        first = jnp.abs(table[None] - drawn[:, None]).sum(-1).argmin(axis=1)
+        for number, at in ((1, slice(0, 10)), (2, slice(10, 24))):
+            tokens = jnp.concatenate([jnp.tile(first, (4, 1)), batch.tokens[:, at]], axis=1)
+            of_documents[number] = call(start, Batch(tokens)).x[:, 3:]
+    for number, expected in of_documents.items():
+        there = got[:, np.asarray(batch.segments)[0] == number]
+        # measured: up to 2.1e-6, where logits reach 3 and more
+        np.testing.assert_allclose(there, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "tune"), CASES)
@@ -160,7 +218,7 @@ def test_merged_and_in_pieces_it_is_what_it_is_whole(name, tune):
     try:
         check_merges(tune, model)
     except ValueError:
-        assert isinstance(tune, Adapter)
+        assert isinstance(tune, Adapter | LEARNED_BEGINNING)
     else:
         plain = call(merged(tune, model, state.params, rest), batch).x
         np.testing.assert_allclose(plain, expected, rtol=0, atol=1e-5 * size)
@@ -171,9 +229,16 @@ def test_merged_and_in_pieces_it_is_what_it_is_whole(name, tune):
         found.append(out.x)
         memory = out.state
     np.testing.assert_allclose(jnp.concatenate(found, 1), expected, rtol=0, atol=1e-5 * size)
+    # and of one document, which nobody says that it is one, token by token at the end
+    one, memory, found = call(whole, Batch(batch.tokens)).x, model.init_state(4, 24), []
+    for at in (slice(0, 21), slice(21, 22), slice(22, 23), slice(23, 24)):
+        out = call(whole, Batch(batch.tokens[:, at]), memory)
+        found.append(out.x)
+        memory = out.state
+    np.testing.assert_allclose(jnp.concatenate(found, 1), one, rtol=0, atol=1e-5 * size)
 
 
-@pytest.mark.parametrize("tune", METHODS, ids=lambda tune: type(tune).__name__)
+@pytest.mark.parametrize("tune", METHODS, ids=named)
 @pytest.mark.parametrize(
     "change",
     [
@@ -186,8 +251,9 @@ def test_merged_and_in_pieces_it_is_what_it_is_whole(name, tune):
 )
 def test_however_a_step_is_cut_it_trains_the_same(change, tune):
     plain = {"repeats": change["repeats"]} if "repeats" in change else {}
-    expected, _, loss = stepped(asked("softmax", tune, **plain), 1)
-    got, _, other = stepped(asked("softmax", tune, **change), 1)
+    name = "softmax" if takes("softmax", tune) else "delta"
+    expected, _, loss = stepped(asked(name, tune, **plain), 1)
+    got, _, other = stepped(asked(name, tune, **change), 1)
     np.testing.assert_allclose(other, loss, rtol=1e-5)
     for path, leaf in expected.optimizer[1].mu.items():
         there = np.asarray(leaf[...])
@@ -263,9 +329,10 @@ def test_a_bottleneck_is_the_equation_of_the_paper():
     """y + W_up act(W_down y + b) + c, in float64."""
     tune, model = Adapter(3, "relu"), LM(vocab=40, width=8, pattern=(Block(),), repeats=1)
     keys = iter(jax.random.split(jax.random.key(0), 9))
-    added = tune.init(model, nnx.Rngs(0))
+    base = jax.jit(model.init)(jax.random.key(1))
+    added = tune.init(model, base, nnx.Rngs(0))
     added = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape), added)
-    own = tune.place(jax.jit(model.init)(jax.random.key(1)), added).blocks[0]["channel_adapter"]
+    own = tune.place(model, base, added).blocks[0]["channel_adapter"]
     y = jax.random.normal(next(keys), (2, 5, 8))
     got = jax.tree.map(lambda a: a[0], own)(y)
     down, b, up, c = (
@@ -301,7 +368,8 @@ def test_low_rank_updates_are_scaled_as_published():
 
 def test_first_values_are_those_of_peft():
     model = LM(vocab=40, width=64, pattern=(Block(SoftmaxAttention()),), repeats=3)
-    added = LoRA(32, of=("q",)).init(model, nnx.Rngs(0))
+    base = jax.eval_shape(model.init, jax.random.key(0))
+    added = LoRA(32, of=("q",)).init(model, base, nnx.Rngs(0))
     a, b = (np.asarray(added[f"blocks.0.mixer.q.lora_{x}"][...]) for x in "ab")
     assert a.shape == (3, 64, 32)
     assert b.shape == (3, 32, 64)

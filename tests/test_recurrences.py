@@ -133,23 +133,24 @@ every_op = pytest.mark.parametrize("name", OPS)
 
 
 def case(name, T, decay=-0.3, seed=0):
-    """Arguments in float64; starts, two in the first row and one in the second; a state."""
+    """Arguments in float64; starts, two in the first row and one in the second; a state, and what
+    documents begin from."""
     rng = np.random.default_rng(seed)
     arguments = OPS[name].arguments(lambda *shape: rng.standard_normal(shape), T, decay)
     starts = np.zeros((B, T), bool)
     starts[0, [T // 3, T // 2]] = starts[1, T // 4] = True
     shape = (B, K) if name == "lru" else (B, H, K, V)
-    return arguments, starts, rng.standard_normal(shape)
+    return arguments, starts, rng.standard_normal(shape), rng.standard_normal((1, *shape[1:]))
 
 
-def by_equation(name, arguments, starts, state):
+def by_equation(name, arguments, starts, state, initial):
     step, constants = OPS[name].step, {n: arguments[n] for n in ("bonus",) if n in arguments}
     outputs, states = [], []
     for row in range(B):
         S, o = state[row], []
         for t in range(starts.shape[1]):
             token = {n: a[row, t] for n, a in arguments.items() if n not in constants}
-            S, out = step(np.zeros_like(S) if starts[row, t] else S, token, constants)
+            S, out = step(initial[0] if starts[row, t] else S, token, constants)
             o.append(out)
         outputs.append(o)
         states.append(S)
@@ -173,29 +174,34 @@ def error(got, expected):
 
 @every_op
 def test_the_plain_form_is_the_papers_equation(name):
-    arguments, starts, state = case(name, 40)
-    run = partial(OPS[name].run, kernels=Kernels("reference"))
-    got = run(**fp32(arguments), starts=jnp.asarray(starts), state=fp32(state))
-    assert error(got, by_equation(name, arguments, starts, state)) < 1e-6  # measured: up to 1.5e-7
+    arguments, starts, state, initial = case(name, 40)
+    run = partial(OPS[name].run, kernels=Kernels("reference"), starts=jnp.asarray(starts))
+    given = fp32({"state": state, "initial": initial})
+    for first in (initial, np.zeros_like(initial)):
+        if not first.any():
+            del given["initial"]
+        got = run(**fp32(arguments), **given)
+        expected = by_equation(name, arguments, starts, state, first)
+        assert error(got, expected) < 1e-6  # measured: up to 1.5e-7
 
 
 @cache
 def form(name, kernels, chunk=None):
-    """Compiled (arguments, state, starts) -> gradients, and outputs and state."""
+    """Compiled (arguments, state, initial, starts) -> gradients, and outputs and state."""
     own = {"chunk": chunk} if chunk else {}
 
-    def loss(arguments, state, starts):
+    def loss(arguments, state, initial, starts):
         run = partial(OPS[name].run, kernels=kernels, **own)
-        o, S = run(**arguments, starts=starts, state=state)
+        o, S = run(**arguments, starts=starts, state=state, initial=initial)
         probe = jnp.cos(jnp.arange(o.size, dtype=jnp.float32)).reshape(o.shape)
         return (o * probe).sum() + jnp.sin(S).sum(), (o, S)
 
-    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
 
 
-def both(name, arguments, starts, state, chunk=None):
+def both(name, arguments, starts, state, initial=None, chunk=None):
     """Outputs, state and gradients of the fast form, and of the plain one."""
-    args = fp32(arguments), fp32(state), starts
+    args = fp32(arguments), fp32(state), fp32(initial), starts
     # a CPU left to itself takes the plain form of the lru
     return form(name, Kernels("xla"), chunk)(*args), form(name, Kernels("reference"))(*args)
 
@@ -203,8 +209,8 @@ def both(name, arguments, starts, state, chunk=None):
 @every_op
 @pytest.mark.parametrize("decay", [-0.01, -1.0, -15.0])
 def test_the_fast_form_equals_the_plain_one(name, decay):
-    arguments, starts, state = case(name, 150, decay)
-    fast, plain = both(name, arguments, jnp.asarray(starts), state)
+    arguments, starts, state, initial = case(name, 150, decay)
+    fast, plain = both(name, arguments, jnp.asarray(starts), state, initial)
     # measured: up to 2.7e-6; at -15, where a chunk's log-decays sum to -1000 and are rounded by
     # 3e-5, up to 3.6e-5 where each feature has its own
     assert error(fast, plain) < (1.5e-4 if decay < -10 and name in BY_FEATURE else 1.5e-5)
@@ -215,22 +221,22 @@ def test_the_fast_form_equals_the_plain_one(name, decay):
 def test_a_chunk_of_any_size_gives_the_same(name):
     """Longer than the text, a single token, and a text that is a multiple of nothing."""
     for T, chunk in ((1, 64), (3, 32), (5, 8), (7, 1), (33, 4), (64, 64)):
-        arguments, _, state = case(name, T)
+        arguments, _, state, _ = case(name, T)
         fast, plain = both(name, arguments, None, state, chunk=chunk)
         assert error(fast, plain) < 1e-5, (T, chunk)
 
 
 @every_op
 def test_longer_than_a_slab(name):
-    arguments, starts, state = case(name, 700)
-    fast, plain = both(name, arguments, jnp.asarray(starts), state)
+    arguments, starts, state, initial = case(name, 700)
+    fast, plain = both(name, arguments, jnp.asarray(starts), state, initial)
     assert error(fast, plain) < 1e-5  # measured: up to 1.6e-6
 
 
 @every_op
 def test_decays_that_leave_nothing_are_exact_and_finite(name):
     """Log-decays of -1000: fp32 has no e^-1000, nor the differences of their sums."""
-    arguments, _, state = case(name, 100)
+    arguments, _, state, _ = case(name, 100)
     rng = np.random.default_rng(2)
     g = np.where(rng.random(arguments["g"].shape) < 0.5, -1000.0, -0.01)
     fast, plain = both(name, arguments | {"g": g}, None, state)
@@ -240,16 +246,17 @@ def test_decays_that_leave_nothing_are_exact_and_finite(name):
 
 @cache
 def wkv4_form(kernels):
-    """Compiled (w, u, k, v, state, starts) -> gradients, and outputs and state."""
+    """Compiled (w, u, k, v, state, initial, starts) -> gradients, and outputs and state."""
 
-    def loss(w, u, k, v, state, starts):
-        o, state = wkv4(w, u, k, v, starts=starts, state=WKVState(*state), kernels=kernels)
+    def loss(w, u, k, v, state, initial, starts):
+        more = {"starts": starts, "state": WKVState(*state), "initial": WKVState(*initial)}
+        o, state = wkv4(w, u, k, v, **more, kernels=kernels)
         # a state's exponent carries no gradient: it is a unit for the sums
         true = [a * jnp.exp(jnp.minimum(state.exponent, 0)) for a in state[:2]]
         probe = jnp.cos(jnp.arange(o.size, dtype=jnp.float32)).reshape(o.shape)
         return (o * probe).sum() + sum(a.sum() for a in true), (o, state)
 
-    return jax.jit(jax.grad(loss, argnums=range(5), has_aux=True))
+    return jax.jit(jax.grad(loss, argnums=range(6), has_aux=True))
 
 
 @pytest.mark.parametrize("length", [1, 40, 1100])
@@ -261,8 +268,11 @@ def test_scaled_wkv4_equals_the_plain_form_and_the_equation(length, decay):
     k, v = 30 * rng.standard_normal((B, length, K)), rng.standard_normal((B, length, K))
     starts = np.zeros((B, length), bool)
     starts[0, [length // 3, length // 2]] = starts[1, length // 4] = True
-    before = [rng.standard_normal((B, K)), np.ones((B, K)), rng.standard_normal((B, K))]
-    args = *fp32((w, u, k, v, before)), jnp.asarray(starts)
+    before, first = (
+        [rng.standard_normal((n, K)), np.ones((n, K)), 30 * rng.standard_normal((n, K))]
+        for n in (B, 1)
+    )
+    args = *fp32((w, u, k, v, before, first)), jnp.asarray(starts)
     fast, plain = (wkv4_form(Kernels(name))(*args) for name in ("xla", "reference"))
     assert error(fast, plain) < 2e-5
     if length > 40:
@@ -271,7 +281,7 @@ def test_scaled_wkv4_equals_the_plain_form_and_the_equation(length, decay):
         top, bottom, unit = (a[row] for a in before)
         for t in range(length):
             if starts[row, t]:
-                top, bottom, unit = np.zeros(K), np.zeros(K), np.full(K, -np.inf)
+                top, bottom, unit = (a[0] for a in first)
             k_t, v_t = k[row, t], v[row, t]
             scale = np.maximum(unit, u + k_t)
             a, b = np.exp(unit - scale), np.exp(u + k_t - scale)
@@ -316,16 +326,23 @@ def test_the_short_convolution_is_a_sum_over_taps():
     rng = np.random.default_rng(0)
     x, weight, bias = rng.standard_normal((2, 9, 3)), rng.standard_normal((4, 3)), np.ones(3)
     starts = np.zeros((2, 9), bool)
-    starts[1, 5] = True
-    expected = np.zeros_like(x)
-    for row, t, tap in np.ndindex(2, 9, 4):
-        s = t - 3 + tap
-        if s >= 0 and not starts[row, s + 1 : t + 1].any():
-            expected[row, t] += weight[tap] * x[row, s]
-    got, last = short_conv(*fp32((x, weight, bias)), starts=jnp.asarray(starts))
-    assert error(got, expected + 1) < 1e-6
-    np.testing.assert_array_equal(last[0], fp32(x)[0, 6:])
-    np.testing.assert_array_equal(last[1], fp32(x)[1, 6:])
+    starts[1, [5, 8]] = True
+    initial = rng.standard_normal((3, 3))
+    for first in (None, initial):
+        found = np.zeros_like(initial) if first is None else first
+        expected = np.zeros_like(x)
+        for row, t, tap in np.ndindex(2, 9, 4):
+            begin = max((s for s in range(t + 1) if starts[row, s]), default=None)
+            s = t - 3 + tap
+            if begin is not None and s < begin:
+                expected[row, t] += weight[tap] * found[3 + s - begin]
+            elif s >= 0:
+                expected[row, t] += weight[tap] * x[row, s]
+        more = {} if first is None else {"initial": fp32(first[None])}
+        got, last = short_conv(*fp32((x, weight, bias)), starts=jnp.asarray(starts), **more)
+        assert error(got, expected + 1) < 1e-6
+        np.testing.assert_array_equal(last[0], fp32(x)[0, 6:])
+        np.testing.assert_array_equal(last[1], fp32(np.concatenate([found[1:], x[1, 8:]])))
 
 
 @pytest.mark.slow

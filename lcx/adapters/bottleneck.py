@@ -39,7 +39,7 @@ class Adapter:
     def trained(self, model: LM) -> frozenset[str]:
         return norm_parameters(model) if self.norms else frozenset()
 
-    def init(self, model: LM, rngs: nnx.Rngs) -> Leaves:
+    def init(self, model: LM, base: Params, rngs: nnx.Rngs) -> Leaves:
         dtype, D = jnp.dtype(model.policy.params), model.width
         down, up = (model.repeats, D, self.width), (model.repeats, self.width, D)
         added: Leaves = {}
@@ -58,7 +58,7 @@ class Adapter:
                 added |= {f"{under}.{part}": leaf for part, leaf in zip(PARTS, made, strict=True)}
         return added
 
-    def place(self, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
+    def place(self, model: LM, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
         def with_own(place: int, block: Params) -> Params:
             own = {}
             for name in ("mixer_adapter", "channel_adapter"):

@@ -67,7 +67,7 @@ class LoRA:
             found |= {"embed.embedding", *tables}
         return found
 
-    def init(self, model: LM, rngs: nnx.Rngs) -> Leaves:
+    def init(self, model: LM, base: Params, rngs: nnx.Rngs) -> Leaves:
         tree = jax.eval_shape(model.init, jax.random.key(0))
         added: Leaves = {}
         for path, layer in self._chosen(found_in(tree.blocks, nnx.Linear, "blocks")).items():
@@ -103,7 +103,7 @@ class LoRA:
             found |= some
         return dict(sorted(found.items()))
 
-    def place(self, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
+    def place(self, model: LM, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
         def beside(path: Any, node: Any) -> Any:
             name = path_of(path)
             if f"{name}.{A}" not in added:

@@ -25,14 +25,15 @@ class Tuning(Protocol):
         """
         ...
 
-    def init(self, model: LM, rngs: nnx.Rngs) -> Leaves:
-        """First values of what is added, by path. With them the model computes what it did.
+    def init(self, model: LM, base: Params, rngs: nnx.Rngs) -> Leaves:
+        """First values of what is added, by path, beside the parameters of the base.
 
-        Raises ValueError where the method does not fit the model.
+        With them the model computes what it did; beside virtual tokens, something else. Raises
+        ValueError where the method does not fit the model.
         """
         ...
 
-    def place(self, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
+    def place(self, model: LM, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
         """The model's tree with what is added in its place; the arrays are the same ones."""
         ...
 
@@ -44,13 +45,23 @@ class Tuning(Protocol):
         ...
 
 
+@runtime_checkable
+class HasVirtualTokens(Protocol):
+    """A method that puts tokens of its own before every document."""
+
+    @property
+    def tokens(self) -> int:
+        """How many; a document's own stand at positions from there on."""
+        ...
+
+
 class TrainsOwn:
     """A method that trains some of the model's own parameters and adds none."""
 
-    def init(self, model: LM, rngs: nnx.Rngs) -> Leaves:
+    def init(self, model: LM, base: Params, rngs: nnx.Rngs) -> Leaves:
         return {}
 
-    def place(self, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
+    def place(self, model: LM, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
         return params
 
     def merge(self, params: Params, added: Mapping[str, nnx.Variable]) -> Params:

@@ -28,9 +28,8 @@ def path_of(path: Any) -> str:
 def begin(tune: Tuning, model: LM, base: Params, key: Key[Array, ""]) -> Leaves:
     """What is trained, before the first step: of the base and of what the method adds."""
     own = by_path(base)
-    return {path: own[path] for path in sorted(tune.trained(model))} | tune.init(
-        model, nnx.Rngs(key)
-    )
+    trained = {path: own[path] for path in sorted(tune.trained(model))}
+    return trained | tune.init(model, base, nnx.Rngs(key))
 
 
 def frozen(tune: Tuning, model: LM, base: Params) -> Leaves:
@@ -41,7 +40,7 @@ def frozen(tune: Tuning, model: LM, base: Params) -> Leaves:
 
 def tuned(tune: Tuning, model: LM, trained: Leaves, frozen: Leaves) -> Params:
     """The whole tree again, with what the method adds in its place."""
-    return tune.place(*_apart(model, trained, frozen))
+    return tune.place(model, *_apart(model, trained, frozen))
 
 
 def merged(tune: Tuning, model: LM, trained: Leaves, frozen: Leaves) -> Params:

@@ -179,7 +179,7 @@ def export_command(
     folder: Positional[Annotated[Path, arg(help="a run, runs/quickstart/softmax for one")]],
     to: Annotated[Path, arg(help="a folder that is not there yet, or is empty")],
     adapter: Annotated[
-        bool, arg(help="of a run tuned by LoRA, what was trained alone, for peft to read")
+        bool, arg(help="of a tuned run, what was trained alone, for peft to read")
     ] = False,
 ) -> None:
     """Write a trained variant as models are published: for transformers, or as RWKV's are."""

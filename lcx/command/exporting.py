@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lcx import __version__, spec
-from lcx.adapters import LoRA
+from lcx.adapters import LoRA, PrefixTuning, PromptTuning
 from lcx.data import Tokenizer
 from lcx.data.byte_level import ByteLevelTokenizer, ByteTokenizer
 from lcx.evaluation.metrics import Evaluation
@@ -15,6 +15,7 @@ from lcx.huggingface import Pretrained
 from lcx.huggingface.blinkdl import VERSIONS
 from lcx.huggingface.export import check_empty, family_of, write_model
 from lcx.huggingface.peft import write_adapter
+from lcx.huggingface.peft_prompts import write_prompt
 from lcx.model import count_parameters
 from lcx.opened import OpenedRun, open_run
 from lcx.progress import plain_console
@@ -89,18 +90,26 @@ def _layout(kind: str, state_dict: bool) -> str:
 
 
 def export_adapter(folder: Path, to: Path) -> None:
-    """Write what a run tuned by LoRA has trained, as a folder that peft reads beside its base.
+    """Write what a tuned run has trained, as a folder that peft reads beside its base.
 
-    Raises ValueError for a run that was tuned otherwise, and as `export` does.
+    Raises ValueError for a run whose method peft does not have, and as `export` does.
     """
     run = open_run(folder)
     tune, start = run.experiment.tune, run.experiment.init_from
-    if not isinstance(tune, LoRA):
-        how = "by none" if tune is None else f"by {type(tune).__name__}"
-        raise ValueError(f"--adapter writes what LoRA has trained; {run.run.name} was tuned {how}")
     base = start.folder if isinstance(start, Pretrained) else None
-    write_adapter(to, run.model, tune, run.trained, base)
-    plain_console().print(f"{run.run.name}, what LoRA has trained: {to}", highlight=False)
+    match tune:
+        case LoRA():
+            write_adapter(to, run.model, tune, run.trained, base)
+        case PromptTuning() | PrefixTuning():
+            write_prompt(to, run.model, tune, run.trained, base)
+        case _:
+            how = "by none" if tune is None else f"by {type(tune).__name__}"
+            raise ValueError(
+                "--adapter writes what LoRA, PromptTuning, PTuning and PrefixTuning have trained; "
+                f"{run.run.name} was tuned {how}"
+            )
+    how = type(tune).__name__
+    plain_console().print(f"{run.run.name}, what {how} has trained: {to}", highlight=False)
 
 
 def _write_tokenizer(folder: Path, tokenizer: Any, length: int) -> bool:

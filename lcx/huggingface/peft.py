@@ -13,11 +13,11 @@ from lcx.adapters import LoRA
 from lcx.adapters.lora import A, B
 from lcx.cache import Digest
 from lcx.huggingface.export import check_empty, family_of
+from lcx.huggingface.peft_prompts import CONFIG, PREFIXES, PROMPTS, WEIGHTS, PromptFolder
 from lcx.huggingface.tensors import Index, Tensor, tensors
 from lcx.model import LM
 from lcx.types import Leaves
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """Before every name in the file: of peft's two wrappers."""
 TOLD = "peft_type r lora_alpha use_rslora fan_in_fan_out ensure_weight_tying".split()
@@ -39,13 +39,9 @@ class PeftFolder:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Raises FileNotFoundError without one, ValueError for anything in it that lcx has not."""
+        """Raises ValueError for anything in it that lcx has not."""
         path = self.path / CONFIG
-        if not path.is_file():
-            raise FileNotFoundError(f"{self.name}: no {path}")
         said = json.loads(path.read_text(encoding="utf-8"))
-        if said.get("peft_type") != "LORA":
-            raise ValueError(f"{self.name}: {path} is a {said.get('peft_type')}, not a LORA")
         nothing = (None, False, {}, [], "none")
         more = {k: v for k, v in said.items() if k not in (*TOLD, *UNSAID) and v not in nothing}
         if more:
@@ -129,6 +125,21 @@ class PeftFolder:
         for name, tensor in sorted(self.tensors.items()):
             digest.add(name, str(tensor.dtype), str(tensor.shape), tensor.tobytes())
         return str(digest)
+
+
+def adapter_at(path: Path, name: str) -> PeftFolder | PromptFolder:
+    """What lies in a folder. Raises FileNotFoundError without a config, ValueError for a method
+    that is not read."""
+    config = path / CONFIG
+    if not config.is_file():
+        raise FileNotFoundError(f"{name}: no {config}")
+    kind = json.loads(config.read_text(encoding="utf-8")).get("peft_type")
+    if kind in (*PROMPTS, *PREFIXES):
+        return PromptFolder(path, name)
+    if kind != "LORA":
+        known = "LORA, " + ", ".join((*PROMPTS, *PREFIXES))
+        raise ValueError(f"{name}: {config} is a {kind}; read are {known}")
+    return PeftFolder(path, name)
 
 
 def write_adapter(folder: Path, model: LM, tune: LoRA, trained: Leaves, base: str | None) -> None:

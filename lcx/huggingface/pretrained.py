@@ -15,7 +15,8 @@ from lcx.huggingface.config import Config
 from lcx.huggingface.families import FAMILIES
 from lcx.huggingface.family import Family
 from lcx.huggingface.folder import Folder
-from lcx.huggingface.peft import PeftFolder
+from lcx.huggingface.peft import PeftFolder, adapter_at
+from lcx.huggingface.peft_prompts import PromptFolder
 from lcx.huggingface.state_dict import StateDict, folder_at
 from lcx.huggingface.tensors import read_parameters, tensors
 from lcx.model import LM
@@ -46,8 +47,9 @@ class Pretrained:
 
     folder: FilePath
     adapter: FilePath | None = None
-    """A folder with a LoRA that peft has saved (`adapter_config.json`), which is merged into the
-    weights as they are read: in fp32, rounded once to the model's dtype."""
+    """A folder that peft has saved (`adapter_config.json`). A LoRA is merged into the weights as
+    they are read: in fp32, rounded once to the model's dtype. A prompt or a prefix stands before
+    every document; such a model can be evaluated and read from, and not be trained."""
 
     def model(self, position: PositionScheme | None = None) -> LM:
         """The architecture that the config tells, under its own positions or the ones given.
@@ -124,8 +126,11 @@ class Pretrained:
             unread.discard(name)
         if unread:
             raise ValueError(f"{self}: {', '.join(sorted(unread)[:3])} have no place in the model")
-        if self._adapter is not None:
-            self._adapter.check(model, expected, self.family.heads)
+        match self._adapter:
+            case PeftFolder() as lora:
+                lora.check(model, expected, self.family.heads)
+            case PromptFolder() as prompt:
+                prompt.check(model)
 
     def load(self, model: LM, cut: Mesh | None = None) -> Params:
         """The parameters, in the model's dtype.
@@ -139,12 +144,19 @@ class Pretrained:
             abstract = jax.eval_shape(model.init, jax.random.key(0))
             placed = shardings(abstract, make_mesh(cut))
 
+        own = self._adapter
+
         def read(name: str, index: Any = None) -> np.ndarray:
             tensor = self._files.read(self._named(name), index)
-            own = self._adapter
-            return tensor if own is None else own.applied(name, tensor, index)
+            return own.applied(name, tensor, index) if isinstance(own, PeftFolder) else tensor
 
-        return read_parameters(self.family, model, read, placed)
+        params = read_parameters(self.family, model, read, placed)
+        return own.placed(model, params) if isinstance(own, PromptFolder) else params
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the parameters are a plain model's: nothing stands before its documents."""
+        return not isinstance(self._adapter, PromptFolder)
 
     def _named(self, tensor: str) -> str:
         """As the files have it: saved without its head, a model lacks the first part of names."""
@@ -168,10 +180,8 @@ class Pretrained:
         return known[kind]
 
     @cached_property
-    def _adapter(self) -> PeftFolder | None:
-        if self.adapter is None:
-            return None
-        return PeftFolder(resolved(self.adapter), str(self))
+    def _adapter(self) -> PeftFolder | PromptFolder | None:
+        return None if self.adapter is None else adapter_at(resolved(self.adapter), str(self))
 
     @cached_property
     def _files(self) -> Folder:

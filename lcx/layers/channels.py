@@ -150,13 +150,18 @@ class _RWKVGated(ABC):
             value=linear(dims, hidden, dims.model, ("mlp", "embed"), rngs, zeros),
         )
 
+    @property
+    def learned(self) -> None:
+        return None
+
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         return LastToken(jnp.zeros((batch, dims.model), dims.policy.compute))
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
-        previous, last = token_shift(x, ctx, absent_fields(state, LastToken).last)
+        before, begin = (absent_fields(a, LastToken) for a in (state, ctx.initial))
+        previous, last = token_shift(x, ctx, before.last, begin.last)
         k = params.key(self.mixed(params.mix_k, x, previous))
         r = params.receptance(self.mixed(params.mix_r, x, previous))
         y = jax.nn.sigmoid(r) * params.value(_relu_squared(k))
@@ -224,13 +229,18 @@ class RWKV7ChannelMix:
             value=linear(dims, hidden, dims.model, ("mlp", "embed"), rngs, zeros),
         )
 
+    @property
+    def learned(self) -> None:
+        return None
+
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         return LastToken(jnp.zeros((batch, dims.model), dims.policy.compute))
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
-        previous, last = token_shift(x, ctx, absent_fields(state, LastToken).last)
+        before, begin = (absent_fields(a, LastToken) for a in (state, ctx.initial))
+        previous, last = token_shift(x, ctx, before.last, begin.last)
         k = params.key(blend_back(params.mix, x, previous))
         return Output(params.value(_relu_squared(k)), state and LastToken(last))
 

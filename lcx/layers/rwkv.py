@@ -18,17 +18,22 @@ class LastToken(NamedTuple):
 
 
 def token_shift(
-    x: Float[Array, "B T D"], ctx: Context, before: Float[Array, "B D"] | None
+    x: Float[Array, "B T D"],
+    ctx: Context,
+    before: Float[Array, "B D"] | None,
+    initial: Float[Array, "1 D"] | None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B D"]]:
     """The token before each token, and the last of all, which a state keeps.
 
-    Zero before a document's first. before: the last token of the piece before; None: there is none.
+    Before a document's first it is that of `initial`, or zero. before: the last token of the piece
+    before; None: there is none.
     """
     before = jnp.zeros_like(x[:, 0]) if before is None else before.astype(x.dtype)
     first = seqpar.halo(x, before[:, None], ctx.shards)
     previous = jnp.concatenate([first, x[:, :-1]], axis=1)
     if ctx.starts is not None:
-        previous = jnp.where(ctx.starts[..., None], 0, previous)
+        found = jnp.zeros((), x.dtype) if initial is None else initial[:, None].astype(x.dtype)
+        previous = jnp.where(ctx.starts[..., None], found, previous)
     return previous, seqpar.last(x[:, -1], ctx.shards)
 
 

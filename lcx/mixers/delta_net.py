@@ -50,6 +50,10 @@ class DeltaNet:
             out=residual(dims, dims.model, ("heads", "embed"), rngs),
         )
 
+    @property
+    def learned(self) -> str:
+        return "S"
+
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         width = dims.model // self.heads
         return ConvolvedState(
@@ -67,12 +71,14 @@ class DeltaNet:
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
         before = absent_fields(state, ConvolvedState)
-        q, k, v, conv = _convolved(params, x, ctx, before.conv, self.heads, self.heads)
+        begin = absent_fields(ctx.initial, ConvolvedState)
+        q, k, v, conv = _convolved(params, x, ctx, before, begin, self.heads, self.heads)
         o, S = delta_rule(
             *(q, k, v, jax.nn.sigmoid(params.beta(x).astype(jnp.float32))),
             starts=ctx.starts,
             shards=ctx.shards,
             state=before.S,
+            initial=begin.S,
             kernels=ctx.kernels,
         )
         o = rms_normalise(o) * sums.spread(params.scale[...], o)
@@ -135,6 +141,10 @@ class GatedDeltaNet:
             )
         return keys, wide // heads
 
+    @property
+    def learned(self) -> str:
+        return "S"
+
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         keys, values = self._widths(dims)
         inputs = (2 + self.expand) * dims.model
@@ -156,7 +166,8 @@ class GatedDeltaNet:
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
         before = absent_fields(state, ConvolvedState)
-        q, k, v, conv = _convolved(params, x, ctx, before.conv, self.groups, self.heads)
+        begin = absent_fields(ctx.initial, ConvolvedState)
+        q, k, v, conv = _convolved(params, x, ctx, before, begin, self.groups, self.heads)
         step = jax.nn.softplus(params.decay(x).astype(jnp.float32) + params.step_bias[...])
         o, S = delta_rule(
             *(q, k, v, jax.nn.sigmoid(params.beta(x).astype(jnp.float32))),
@@ -164,6 +175,7 @@ class GatedDeltaNet:
             starts=ctx.starts,
             shards=ctx.shards,
             state=before.S,
+            initial=begin.S,
             kernels=ctx.kernels,
         )
         o = merge_heads(rms_normalise(o) * sums.spread(params.scale[...], o))
@@ -183,11 +195,16 @@ def _projections(dims: Dims, heads: int, kernel_size: int, values: int, rngs: nn
     }
 
 
-def _convolved(params, x, ctx, before, groups, heads):
+def _convolved(params, x, ctx, before, begin, groups, heads):
     """Queries and keys of length 1 (queries times K^-1/2), values, and the convolution's state."""
     qkv = jnp.concatenate([params[n](x) for n in "qkv"], axis=-1)
     qkv, last = short_conv(
-        qkv, params.conv[...], starts=ctx.starts, state=before, shards=ctx.shards
+        qkv,
+        params.conv[...],
+        starts=ctx.starts,
+        shards=ctx.shards,
+        state=before.conv,
+        initial=begin.conv,
     )
     width = x.shape[-1]
     q, k, v = jnp.split(jax.nn.silu(qkv), [width, 2 * width], axis=-1)

@@ -44,6 +44,10 @@ class GatedConv:
             out=residual(dims, dims.model, ("heads", "embed"), rngs),
         )
 
+    @property
+    def learned(self) -> None:
+        return None
+
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         return GatedConvState(
             jnp.zeros((batch, self.kernel_size - 1, dims.model), dims.policy.compute)
@@ -61,5 +65,6 @@ class GatedConv:
             starts=ctx.starts,
             shards=ctx.shards,
             state=absent_fields(state, GatedConvState).conv,
+            initial=absent_fields(ctx.initial, GatedConvState).conv,
         )
         return Output(params.out(params.c(x) * y), state and GatedConvState(last))

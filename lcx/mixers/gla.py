@@ -54,6 +54,10 @@ class GLA:
             out=residual(dims, dims.model, ("heads", "embed"), rngs),
         )
 
+    @property
+    def learned(self) -> str:
+        return "S"
+
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         return MatrixState(jnp.zeros((batch, self.heads, *self._widths(dims)), jnp.float32))
 
@@ -68,6 +72,7 @@ class GLA:
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
         before = absent_fields(state, MatrixState)
+        begin = absent_fields(ctx.initial, MatrixState)
         q, k, v = (split_heads(params[n](x), self.heads) for n in "qkv")
         logit = params.decay_out(params.decay_in(x)).astype(jnp.float32) + params.decay_bias[...]
         o, S = gated_linear_attention(
@@ -78,6 +83,7 @@ class GLA:
             starts=ctx.starts,
             shards=ctx.shards,
             state=before.S,
+            initial=begin.S,
             kernels=ctx.kernels,
         )
         o = merge_heads(rms_normalise(o) * sums.spread(params.scale[...], o))

@@ -42,6 +42,10 @@ class Lightning:
             out=residual(dims, dims.model, ("heads", "embed"), rngs),
         )
 
+    @property
+    def learned(self) -> str:
+        return "S"
+
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         width = dims.model // self.heads
         return MatrixState(jnp.zeros((batch, self.heads, width, width), jnp.float32))
@@ -56,6 +60,7 @@ class Lightning:
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
         before = absent_fields(state, MatrixState)
+        begin = absent_fields(ctx.initial, MatrixState)
         q, k, v = (split_heads(jax.nn.silu(params[n](x)), self.heads) for n in "qkv")
         # kept with the parameters, because it belongs to the layer; never trained
         decay = -jnp.exp(jax.lax.stop_gradient(params.log_rate[...]))
@@ -65,6 +70,7 @@ class Lightning:
             starts=ctx.starts,
             shards=ctx.shards,
             state=before.S,
+            initial=begin.S,
             kernels=ctx.kernels,
         )
         o = merge_heads(o)

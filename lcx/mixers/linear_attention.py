@@ -60,6 +60,10 @@ class LinearAttention:
                     "it an attention_factor of 1.0, or take another scaling"
                 )
 
+    @property
+    def learned(self) -> str:
+        return "S"
+
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         keys, values = self._widths(dims)
         return LinearAttentionState(
@@ -80,6 +84,7 @@ class LinearAttention:
         q, k, v = (split_heads(params[n](x), self.heads) for n in "qkv")
         q, k = (FEATURE_MAPS[self.feature_map](a) for a in (q, k))
         before = absent_fields(state, LinearAttentionState)
+        begin = absent_fields(ctx.initial, LinearAttentionState)
         one = jnp.ones_like(v[..., :1])
         z, normaliser = linear_attention(
             q,
@@ -88,11 +93,19 @@ class LinearAttention:
             starts=ctx.starts,
             shards=ctx.shards,
             state=before.normaliser,
+            initial=begin.normaliser,
             kernels=ctx.kernels,
         )
         q, k = self.position(q, k, ctx)
         o, S = linear_attention(
-            q, k, v, starts=ctx.starts, shards=ctx.shards, state=before.S, kernels=ctx.kernels
+            q,
+            k,
+            v,
+            starts=ctx.starts,
+            shards=ctx.shards,
+            state=before.S,
+            initial=begin.S,
+            kernels=ctx.kernels,
         )
         y = params.out(merge_heads(o / (z + 1e-6)))
         return Output(y, state and LinearAttentionState(S, normaliser))

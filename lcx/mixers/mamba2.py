@@ -84,6 +84,10 @@ class Mamba2:
             out=residual(dims, inner, ("heads", "embed"), rngs),
         )
 
+    @property
+    def learned(self) -> str:
+        return "S"
+
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         inner, heads = self.expand * dims.model, self.head_count(dims)
         inputs = inner + 2 * self.groups * self.state
@@ -99,6 +103,7 @@ class Mamba2:
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
         before = absent_fields(state, ConvolvedState)
+        begin = absent_fields(ctx.initial, ConvolvedState)
         xbc = jnp.concatenate([params[n](x) for n in "xbc"], axis=-1)
         xbc, conv = short_conv(
             xbc,
@@ -107,6 +112,7 @@ class Mamba2:
             starts=ctx.starts,
             shards=ctx.shards,
             state=before.conv,
+            initial=begin.conv,
         )
         inner = self.expand * x.shape[-1]
         ends = [inner, inner + self.groups * self.state]
@@ -121,6 +127,7 @@ class Mamba2:
             starts=ctx.starts,
             shards=ctx.shards,
             state=before.S,
+            initial=begin.S,
             kernels=ctx.kernels,
         )
         o = o + v * sums.spread(params.skip[...][:, None], v)

@@ -43,6 +43,10 @@ class RetNet:
             out=residual(dims, wide, ("heads", "embed"), rngs),
         )
 
+    @property
+    def learned(self) -> str:
+        return "S"
+
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         width = dims.model // self.heads
         return MatrixState(jnp.zeros((batch, self.heads, width, self.expand * width), jnp.float32))
@@ -57,6 +61,7 @@ class RetNet:
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
         before = absent_fields(state, MatrixState)
+        begin = absent_fields(ctx.initial, MatrixState)
         q, k, v = (split_heads(params[n](x), self.heads) for n in "qkv")
         q, k = self.position(q, k, ctx)
         log_decay = np.log1p(-(2.0 ** (-5 - np.arange(self.heads)))).astype(np.float32)
@@ -68,6 +73,7 @@ class RetNet:
             starts=ctx.starts,
             shards=ctx.shards,
             state=before.S,
+            initial=begin.S,
             kernels=ctx.kernels,
         )
         y = jax.nn.silu(params.gate(x)) * merge_heads(rms_normalise(o))

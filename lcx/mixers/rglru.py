@@ -69,6 +69,10 @@ class RGLRU:
             out=residual(dims, D, ("heads", "embed"), rngs, self.bias),
         )
 
+    @property
+    def learned(self) -> str:
+        return "h"
+
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         return RGLRUState(
             conv=jnp.zeros((batch, self.kernel_size - 1, dims.model), dims.policy.compute),
@@ -85,6 +89,7 @@ class RGLRU:
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
         before = absent_fields(state, RGLRUState)
+        begin = absent_fields(ctx.initial, RGLRUState)
         inputs, conv = short_conv(
             params.x(x),
             params.conv[...],
@@ -92,6 +97,7 @@ class RGLRU:
             starts=ctx.starts,
             shards=ctx.shards,
             state=before.conv,
+            initial=begin.conv,
         )
 
         def gate(name: str) -> Float[Array, "B T D"]:
@@ -107,6 +113,7 @@ class RGLRU:
             g,
             starts=ctx.starts,
             state=before.h,
+            initial=begin.h,
             shards=ctx.shards,
             kernels=ctx.kernels,
         )

@@ -52,6 +52,10 @@ class RWKV4:
             out=linear(dims, dims.model, dims.model, ("heads", "embed"), rngs, zeros),
         )
 
+    @property
+    def learned(self) -> str:
+        return "wkv.numerator"
+
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         return RWKV4State(
             last=jnp.zeros((batch, dims.model), dims.policy.compute),
@@ -65,7 +69,8 @@ class RWKV4:
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
         before = absent_fields(state, RWKV4State)
-        previous, last = token_shift(x, ctx, before.last)
+        begin = absent_fields(ctx.initial, RWKV4State)
+        previous, last = token_shift(x, ctx, before.last, begin.last)
         k = params.key(blend(params.mix_k, x, previous))
         v = params.value(blend(params.mix_v, x, previous))
         r = params.receptance(blend(params.mix_r, x, previous))
@@ -77,6 +82,7 @@ class RWKV4:
             starts=ctx.starts,
             shards=ctx.shards,
             state=before.wkv,
+            initial=begin.wkv,
             kernels=ctx.kernels,
         )
         return Output(params.out(jax.nn.sigmoid(r) * o), state and RWKV4State(last, wkv))

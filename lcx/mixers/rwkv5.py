@@ -51,6 +51,10 @@ class RWKV5:
             out=linear(dims, dims.model, dims.model, ("heads", "embed"), rngs, zeros),
         )
 
+    @property
+    def learned(self) -> str:
+        return "S"
+
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         width = dims.model // self.heads
         return ShiftedState(
@@ -68,7 +72,8 @@ class RWKV5:
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
         before = absent_fields(state, ShiftedState)
-        previous, last = token_shift(x, ctx, before.last)
+        begin = absent_fields(ctx.initial, ShiftedState)
+        previous, last = token_shift(x, ctx, before.last, begin.last)
         r = split_heads(params.receptance(blend(params.mix_r, x, previous)), self.heads)
         k = split_heads(params.key(blend(params.mix_k, x, previous)), self.heads)
         v = split_heads(params.value(blend(params.mix_v, x, previous)), self.heads)
@@ -81,6 +86,7 @@ class RWKV5:
             starts=ctx.starts,
             shards=ctx.shards,
             state=before.S,
+            initial=begin.S,
             kernels=ctx.kernels,
         )
         # the original divides by 8 before a norm of eps 1e-5: the same as this eps

@@ -69,6 +69,10 @@ class RWKV6:
             out=linear(dims, D, D, ("heads", "embed"), rngs, zeros),
         )
 
+    @property
+    def learned(self) -> str:
+        return "S"
+
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         width = dims.model // self.heads
         return ShiftedState(
@@ -86,7 +90,8 @@ class RWKV6:
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None
     ) -> Output:
         before = absent_fields(state, ShiftedState)
-        previous, last = token_shift(x, ctx, before.last)
+        begin = absent_fields(ctx.initial, ShiftedState)
+        previous, last = token_shift(x, ctx, before.last, begin.last)
         step = previous - x
         low = jnp.tanh(params.mix_in(x + step * sums.spread(params.mix_x[...], x)))
         low = low.reshape(*low.shape[:2], 5, self.mix_rank)
@@ -105,6 +110,7 @@ class RWKV6:
             starts=ctx.starts,
             shards=ctx.shards,
             state=before.S,
+            initial=begin.S,
             kernels=ctx.kernels,
         )
         o = merge_heads(standardise(o, 64e-5))

@@ -115,6 +115,10 @@ class RWKV7:
             out=linear(dims, D, D, ("heads", "embed"), rngs, zeros),
         )
 
+    @property
+    def learned(self) -> str:
+        return "S"
+
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
         width = dims.model // self.heads
         return ShiftedState(
@@ -146,7 +150,8 @@ class RWKV7:
         handed: FirstValues,
     ) -> tuple[Output, FirstValues]:
         before = absent_fields(state, ShiftedState)
-        previous, last = token_shift(x, ctx, before.last)
+        begin = absent_fields(ctx.initial, ShiftedState)
+        previous, last = token_shift(x, ctx, before.last, begin.last)
         step = previous - x
         xr, xw, xk, xv, xa, xg = (
             x + step * sums.spread(params[f"mix_{n}"][...], x) for n in "rwkvag"
@@ -176,6 +181,7 @@ class RWKV7:
             starts=ctx.starts,
             shards=ctx.shards,
             state=before.S,
+            initial=begin.S,
             kernels=ctx.kernels,
         )
         o = merge_heads(standardise(o, 64e-5)) * parameter("scale") + parameter("bias")

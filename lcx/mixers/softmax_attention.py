@@ -1,7 +1,7 @@
 """Softmax attention: multi-head, grouped or multi-query, over the keys that a sparsity shows."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,23 @@ from jaxtyping import Array, Float
 
 from lcx.dense import head_width, linear, merge_heads, normal, residual, split_heads, vector
 from lcx.layers import Norm
+from lcx.ops import sums
+from lcx.ops.attention import attend_few, merge
 from lcx.positions import PositionScheme, RoPE
 from lcx.sparsity import Full, Request, Sparsity
+from lcx.sparsity.past import bias_of
 from lcx.types import Context, Dims, Output, Params, State
+
+
+class VirtualKeys(NamedTuple):
+    """Keys, with positions, and values of n tokens that stand before every document.
+
+    Every token of it sees them, whatever its sparsity: as softmax attention takes
+    `Context.initial`. Their positions are 0 to n - 1, and the document's own follow.
+    """
+
+    k: Float[Array, "1 n G K"]
+    v: Float[Array, "1 n G V"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +121,8 @@ class SoftmaxAttention:
             q *= self.scale * q.shape[-1] ** 0.5
         asked = Request(q, k, v, ctx, self.position, self.softcap, state)
         o, lse, after = self.sparsity(asked)
+        if ctx.initial is not None:
+            o, lse = merge((o, lse), self._virtual(asked, ctx.initial))
         if self.sink_logit:
             # exp(sink) joins the denominator exp(lse)
             share = jax.nn.sigmoid(lse - params.sink[...].astype(jnp.float32))
@@ -115,3 +131,25 @@ class SoftmaxAttention:
         if self.gate:
             o *= jax.nn.sigmoid(params.gate(x))
         return Output(params.out(o), after)
+
+    def _virtual(
+        self, asked: Request, there: VirtualKeys
+    ) -> tuple[Float[Array, "B T H V"], Float[Array, "B T H"]]:
+        """Attention to the virtual keys alone."""
+        q, k, ctx = asked.encoded().q, there.k, asked.ctx
+        rows, count = q.shape[0], k.shape[1]
+        at = jnp.arange(count, dtype=jnp.int32)
+        if (decay := self.position.decay(q.shape[-1])) is not None:
+            # both factors are at most 1: to the last virtual token, and from it on
+            before = ctx.positions[..., None, None] - (count - 1)
+            q = (q * jnp.exp(decay * before)).astype(q.dtype)
+            k = (k * jnp.exp(decay * (count - 1 - at)[:, None, None])).astype(k.dtype)
+        k, v = (
+            sums.spread(a[:, None], jnp.empty((rows, 1, *a.shape[1:]), q.dtype))
+            for a in (k, there.v)
+        )
+        return attend_few(
+            *(q, k, v, jnp.ones((*q.shape[:2], count), bool)),
+            softcap=asked.softcap,
+            bias=bias_of(self.position, q.shape[2], ctx.positions, jnp.tile(at, (rows, 1))),
+        )

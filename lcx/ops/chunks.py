@@ -87,6 +87,27 @@ def decays_to_end(
     return to_end, jnp.exp(decay[:, 0]) * (later[:, 0] == 0)[:, None, None]
 
 
+def decay_from_last_start(
+    g: Float[Array, "b T H K"], starts: Bool[Array, "B T"]
+) -> Float[Array, "B H K"]:
+    """What is left, at the end of a piece, of what its last document began from; 0 without one.
+
+    g: log-decays.
+    """
+    last = starts & (starts_from(starts) == 1)
+    decay = jax.lax.cumsum(g, axis=1, reverse=True)
+    return (jnp.exp(decay) * last[..., None, None]).sum(axis=1)
+
+
+def at_document_starts(
+    x: Float[Array, "b N H C K"], starts: Bool[Array, "B N C"]
+) -> Float[Array, "B N H C K"]:
+    """x of the token that each token's document starts with, where it does so in the chunk."""
+    index = jnp.where(starts, jnp.arange(starts.shape[-1]), 0)
+    first = jax.lax.cummax(index, axis=2)
+    return jnp.take_along_axis(x, first[:, :, None, :, None], axis=3)
+
+
 def halving(chunk: int, length: int) -> int:
     """`chunk`, or the fewest tokens that hold a shorter `length` and can be halved to single ones.
 

@@ -9,7 +9,7 @@ One decay a feature, and a removal key a and a replacement key b of their own (R
 
     S_t = diag(exp(g_t)) S_{t-1} + b_t (a_t^T S_{t-1}) + k_t v_t^T          o_t = q_t S_t
 
-A token that starts a document forgets the state before all else.
+A token that starts a document finds `initial` in place of the state, or nothing.
 
 Within a chunk the reads of the state depend on one another through a triangular system; with its
 inverse they are one product with the state that enters the chunk (the WY form of arXiv:2406.06484,
@@ -39,6 +39,7 @@ def delta_rule(
     g: Float[Array, "B T H"] | None = None,
     starts: Bool[Array, "B T"] | None = None,
     state: Float[Array, "B H K V"] | None = None,
+    initial: Float[Array, "1 H K V"] | None = None,
     shards: Shards | None = None,
     chunk: int = 32,
     kernels: Kernels = FASTEST_THERE_IS,
@@ -61,10 +62,11 @@ def delta_rule(
         write = beta[..., None].astype(jnp.float32) * k.astype(jnp.float32)
         erase = -jnp.exp(g.astype(jnp.float32))[..., None] * k.astype(jnp.float32)
         decay = jnp.broadcast_to(g[..., None], k.shape)
-        return _over_shards(_reference, (q, write, v, erase, write, decay), starts, state, shards)
-    run = partial(chunks.in_slabs, partial(_scalar_chunks, chunk))
+        tokens = (q, write, v, erase, write, decay)
+        return _over_shards(_reference, tokens, starts, state, initial, shards)
+    run = partial(_in_slabs, partial(_scalar_chunks, chunk))
     tokens = (q, k, v, beta.astype(jnp.float32), g.astype(jnp.float32))
-    return _over_shards(run, tokens, starts, state, shards)
+    return _over_shards(run, tokens, starts, state, initial, shards)
 
 
 def diagonal_delta_rule(
@@ -77,6 +79,7 @@ def diagonal_delta_rule(
     *,
     starts: Bool[Array, "B T"] | None = None,
     state: Float[Array, "B H K V"] | None = None,
+    initial: Float[Array, "1 H K V"] | None = None,
     shards: Shards | None = None,
     chunk: int = 32,
     min_log_decay: float = MIN_LOG_DECAY,
@@ -89,13 +92,18 @@ def diagonal_delta_rule(
     """
     chunk = chunks.halving(chunk, q.shape[1])
     if chosen("diagonal_delta_rule", kernels, q.shape[1]) == "reference":
-        return _over_shards(_reference, (q, k, v, a, b, g), starts, state, shards)
-    run = partial(chunks.in_slabs, partial(_diagonal_chunks, chunk, min_log_decay))
-    return _over_shards(run, (q, k, v, a, b, g.astype(jnp.float32)), starts, state, shards)
+        return _over_shards(_reference, (q, k, v, a, b, g), starts, state, initial, shards)
+    run = partial(_in_slabs, partial(_diagonal_chunks, chunk, min_log_decay))
+    tokens = (q, k, v, a, b, g.astype(jnp.float32))
+    return _over_shards(run, tokens, starts, state, initial, shards)
 
 
-def _over_shards(run, tokens, starts, state, shards):
-    """`run(tokens, state)`, with what other shards leave behind.
+def _in_slabs(run, initial, tokens, state):
+    return chunks.in_slabs(partial(run, initial), tokens, state)
+
+
+def _over_shards(run, tokens, starts, state, initial, shards):
+    """`run(initial, tokens, state)`, with what other shards leave behind.
 
     A shard is run once, on a state of nothing. K further columns of values that are 0, from a state
     that is the identity, tell what the shard does to any state, and how each token reads it.
@@ -106,12 +114,14 @@ def _over_shards(run, tokens, starts, state, shards):
         batch, _, heads, width = v.shape
         state = jnp.zeros((batch, heads, q.shape[-1], width), jnp.float32)
     if shards is None:
-        return run((*tokens, starts), state)
+        return run(initial, (*tokens, starts), state)
     (K, V), identity = state.shape[-2:], jnp.eye(state.shape[-2])
     nothing = jnp.zeros((*v.shape[:-1], K), v.dtype)
     identity = jnp.broadcast_to(identity, (*state.shape[:-1], K))
     wide = (q, tokens[1], jnp.concatenate([v, nothing], axis=-1), *rest, starts)
-    o, S = run(wide, jnp.concatenate([jnp.zeros_like(state), identity], axis=-1))
+    if initial is not None:  # what does not come from before is none of the further columns'
+        initial = jnp.pad(initial, [(0, 0)] * 3 + [(0, K)])
+    o, S = run(initial, wide, jnp.concatenate([jnp.zeros_like(state), identity], axis=-1))
     own = Affine(S[..., V:], S[..., :V])
     entering = seqpar.entering(own, state, shards, seqpar.multiplied)
     o, read = o[..., :V], o[..., V:]
@@ -119,13 +129,14 @@ def _over_shards(run, tokens, starts, state, shards):
     return o + more.astype(o.dtype), seqpar.last(own.factor @ entering + own.added, shards)
 
 
-def _reference(tokens, state):
+def _reference(initial, tokens, state):
     """The recurrence of the second form, token by token."""
     q, k, v, a, b, g, starts = tokens
+    found = 0.0 if initial is None else initial
 
     def step(S, token):
         q, k, v, a, b, g, start = token
-        S = jnp.where(start[:, None, None, None], 0.0, S)
+        S = jnp.where(start[:, None, None, None], found, S)
         read = jnp.einsum("bhk,bhkv->bhv", a, S)
         S = jnp.exp(g)[..., None] * S + b[..., None] * read[..., None, :]
         S = S + k[..., None] * v[..., None, :]
@@ -138,17 +149,19 @@ def _reference(tokens, state):
 
 
 def _split(chunk, tokens):
-    """[B, T, H, ...] -> [B, N, H, C, ...] in fp32, and the documents' numbers [B, N, C]."""
+    """[B, T, H, ...] -> [B, N, H, C, ...] in fp32; starts and the documents' numbers [B, N, C]."""
     *tokens, starts = tokens
     split = [jnp.swapaxes(chunks.split(x, chunk), 2, 3).astype(jnp.float32) for x in tokens]
-    return split, jnp.cumsum(chunks.split(starts, chunk), axis=-1)
+    starts = chunks.split(starts, chunk)
+    return split, starts, jnp.cumsum(starts, axis=-1)
 
 
-def _scalar_chunks(chunk, tokens, state):
+def _scalar_chunks(chunk, initial, tokens, state):
     dtype, length = tokens[0].dtype, tokens[0].shape[1]
-    (q, k, v, beta, g), document = _split(chunk, tokens)
+    (q, k, v, beta, g), starts, document = _split(chunk, tokens)
     q, k = (jnp.repeat(x, v.shape[2] // x.shape[2], axis=2) for x in (q, k))
-    sums = chunks.Sums.of(jnp.maximum(g, MIN_LOG_DECAY), MIN_LOG_DECAY)
+    g = jnp.maximum(g, MIN_LOG_DECAY)
+    sums = chunks.Sums.of(g, MIN_LOG_DECAY)
     decay = sums.total
     document = document[:, :, None]
     last = document[..., -1:]
@@ -163,15 +176,23 @@ def _scalar_chunks(chunk, tokens, state):
     solved = inverse(-(k @ write.mT) * between)
     read, own = solved @ -(from_start * k), solved @ v  # of the entering state, and without it
     kept = (jnp.exp(decay[..., -1]) * (last[..., 0] == 0))[..., None, None]
-    nothing = jnp.zeros((*state.shape[:1], k.shape[1], *state.shape[1:]))
-    after, entering, writes = _cross(read, own, (to_end * write).mT, nothing, kept, state)
+    added = jnp.zeros((*state.shape[:1], k.shape[1], *state.shape[1:]))
+    found = None
+    if initial is not None:  # stands before a document's first token
+        first = jnp.exp(g) * starts[:, :, None]
+        left = (between * first[..., None, :]).sum(axis=-1)[..., None]
+        own -= solved @ ((left * k) @ initial[0])
+        added += left[..., -1:, :] * initial[0]
+        found = (left * q) @ initial[0]
+    after, entering, writes = _cross(read, own, (to_end * write).mT, added, kept, state)
     o = (from_start * q) @ entering + ((q @ write.mT) * between) @ writes
+    o = o if found is None else o + found
     return chunks.join(jnp.swapaxes(o, 2, 3), length).astype(dtype), after
 
 
-def _diagonal_chunks(chunk, min_log_decay, tokens, state):
+def _diagonal_chunks(chunk, min_log_decay, initial, tokens, state):
     dtype, length = tokens[0].dtype, tokens[0].shape[1]
-    (q, k, v, a, b, g), document = _split(chunk, tokens)
+    (q, k, v, a, b, g), starts, document = _split(chunk, tokens)
     g = jnp.maximum(g, min_log_decay)
     after = chunks.running_sum(g)  # the decay from the chunk's start to behind each token
     before = after - g
@@ -201,8 +222,17 @@ def _diagonal_chunks(chunk, min_log_decay, tokens, state):
     own = solved @ (a_pairs[..., 1] @ v)  # and of the chunk's
     kept = (jnp.exp(after[..., -1, :]) * (last == 0))[..., None]
     added = (k * to_end).mT @ v
+    found = None
+    if initial is not None:  # stands before a document's first token
+        first = chunks.at_document_starts(before, starts)
+        later = (document > 0)[..., None]
+        own += solved @ ((a * jnp.exp(before - first) * later) @ initial[0])
+        left = jnp.exp(after - first) * later
+        added += left[..., -1, :, None] * initial[0]
+        found = (q * left) @ initial[0]
     state, entering, reads = _cross(read, own, (b * to_end).mT, added, kept, state)
     o = (q * jnp.exp(after) * fresh) @ entering
+    o = o if found is None else o + found
     o = o + q_pairs.reshape(*q_pairs.shape[:-2], -1) @ _in_turn(reads, v)
     return chunks.join(jnp.swapaxes(o, 2, 3), length).astype(dtype), state
 

@@ -6,7 +6,7 @@
     o_t = q_t (S_{t-1} + diag(u) k_t v_t^T)             with a bonus u, as RWKV-5 and 6 read it
 
 Yang et al. 2024 (arXiv:2312.06635), equation 3; Peng et al. 2024 (arXiv:2404.05892), equations 17
-and 18. A token that starts a document forgets the state before all else.
+and 18. A token that starts a document finds `initial` in place of the state, or nothing.
 """
 
 from functools import partial
@@ -33,6 +33,7 @@ def gated_linear_attention(
     bonus: Float[Array, "H K"] | None = None,
     starts: Bool[Array, "B T"] | None = None,
     state: Float[Array, "B H K V"] | None = None,
+    initial: Float[Array, "1 H K V"] | None = None,
     shards: Shards | None = None,
     chunk: int = 64,
     kernels: Kernels = FASTEST_THERE_IS,
@@ -51,30 +52,34 @@ def gated_linear_attention(
     u = None if bonus is None else bonus.astype(jnp.float32)
     tokens = (q, k, v, g.astype(jnp.float32), starts)
     if shards is not None:
-        state = seqpar.entering(_summary(tokens), state, shards)
+        state = seqpar.entering(_summary(initial, tokens), state, shards)
     if chosen("gated_linear_attention", kernels, length) == "reference":
-        o, after = _reference(tokens, u, state)
+        o, after = _reference(tokens, u, initial, state)
     else:
-        o, after = chunks.in_slabs(partial(_chunked, u, chunk), tokens, state)
+        o, after = chunks.in_slabs(partial(_chunked, u, chunk, initial), tokens, state)
     return o, seqpar.last(after, shards)
 
 
-def _summary(tokens):
+def _summary(initial, tokens):
     """What the tokens do to any state."""
     _, k, v, g, starts = tokens
-    to_end, kept = chunks.decays_to_end(jnp.maximum(g, MIN_LOG_DECAY), starts)
+    g = jnp.maximum(g, MIN_LOG_DECAY)
+    to_end, kept = chunks.decays_to_end(g, starts)
     K = k * to_end.astype(k.dtype)
     added = jnp.einsum("bthk,bthv->bhkv", K, v, preferred_element_type=jnp.float32)
+    if initial is not None:
+        added += chunks.decay_from_last_start(g, starts)[..., None] * initial
     return Affine(kept[..., None], added)
 
 
-def _reference(tokens, u, state):
+def _reference(tokens, u, initial, state):
     """The recurrence, token by token."""
     q, k, v, g, starts = tokens
+    found = 0.0 if initial is None else initial
 
     def step(S, token):
         q, k, v, g, start = token
-        S = jnp.where(start[:, None, None, None], 0.0, S)
+        S = jnp.where(start[:, None, None, None], found, S)
         new = k[..., :, None] * v[..., None, :]
         after = jnp.exp(g)[..., None] * S + new
         read = after if u is None else S + u[..., None] * new
@@ -86,7 +91,7 @@ def _reference(tokens, u, state):
     return jnp.moveaxis(o, 0, 1).astype(q.dtype), state
 
 
-def _chunked(u, chunk, tokens, state):
+def _chunked(u, chunk, initial, tokens, state):
     """Pairs within a chunk first, all chunks at once; then the state, by a short scan."""
     q, k, v, g, starts = tokens
     length = q.shape[1]
@@ -95,7 +100,8 @@ def _chunked(u, chunk, tokens, state):
     G = jnp.maximum(G, MIN_LOG_DECAY)
     to_key = chunks.running_sum(G)  # the decay from the chunk's start to behind each token
     to_query = to_key if u is None else to_key - G  # to what each query reads of the past
-    document = jnp.cumsum(chunks.split(starts, chunk), axis=-1)
+    starts = chunks.split(starts, chunk)
+    document = jnp.cumsum(starts, axis=-1)
 
     # What each chunk adds to the state: its keys, decayed to its end, of its last document.
     last = document[..., -1:]
@@ -104,6 +110,15 @@ def _chunked(u, chunk, tokens, state):
         "bnhck,bnhcv->bnhkv", K * to_end.astype(K.dtype), V, preferred_element_type=jnp.float32
     )
     kept = jnp.exp(to_key[..., -1, :]) * (last == 0)[..., None]
+    found = None
+    if initial is not None:  # stands before a document's first token
+        before = chunks.at_document_starts(to_key - G, starts)
+        later = (document > 0)[:, :, None, :, None]
+        left = jnp.exp(to_key[..., -1, :] - before[..., -1, :]) * later[..., -1, :]
+        added += left[..., None] * initial
+        from_initial = (jnp.exp(to_query - before) * later).astype(Q.dtype)
+        there = jnp.broadcast_to(initial[:, None], added.shape)  # a state for each chunk, as below
+        found = _read(Q * from_initial, there)
 
     def cross(S, chunk):
         kept, added = chunk
@@ -114,12 +129,8 @@ def _chunked(u, chunk, tokens, state):
 
     # What each query reads: the state that entered its chunk, and the keys before it.
     from_start = jnp.exp(to_query) * (document == 0)[:, :, None, :, None]
-    o = jnp.einsum(
-        "bnhck,nbhkv->bnhcv",
-        Q * from_start.astype(Q.dtype),
-        entering.astype(Q.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    o = _read(Q * from_start.astype(Q.dtype), jnp.moveaxis(entering, 0, 1))
+    o = o if found is None else o + found
     same = document[..., :, None] == document[..., None, :]
     seen = jnp.tril(same, 0 if u is None else -1)[:, :, None]
     scores = pairs(Q, K, to_query, to_key, block=block_of(MIN_LOG_DECAY, chunk))
@@ -129,6 +140,13 @@ def _chunked(u, chunk, tokens, state):
         own = jnp.einsum("bnhck,bnhck,hk->bnhc", *(a.astype(jnp.float32) for a in (Q, K)), u)
         o = o + own[..., None] * V
     return chunks.join(jnp.swapaxes(o, 2, 3), length).astype(q.dtype), state
+
+
+def _read(q, S):
+    """What queries [B N H C K] read of the state of their chunk, [B N H K V]."""
+    return jnp.einsum(
+        "bnhck,bnhkv->bnhcv", q, S.astype(q.dtype), preferred_element_type=jnp.float32
+    )
 
 
 def block_of(min_log_decay: float, chunk: int) -> int:

@@ -4,7 +4,7 @@
 
 With g = 0 this is linear attention (Katharopoulos et al. 2020, equations 16 to 20), with a
 constant g per head it is retention (Sun et al. 2023, equation 6). A token that starts a document
-forgets the state before adding itself.
+finds `initial` in place of the state, or nothing.
 """
 
 from functools import partial
@@ -30,6 +30,7 @@ def linear_attention(
     g: Float[Array, "b T H"] | None = None,
     starts: Bool[Array, "B T"] | None = None,
     state: Float[Array, "B H K V"] | None = None,
+    initial: Float[Array, "1 H K V"] | None = None,
     shards: Shards | None = None,
     chunk: int = 64,
     kernels: Kernels = FASTEST_THERE_IS,
@@ -51,32 +52,38 @@ def linear_attention(
         state = jnp.zeros((batch, heads, q.shape[-1], v.shape[-1]), jnp.float32)
     tokens = (q, k, v, g.astype(jnp.float32), starts)
     if shards is not None:
-        state = seqpar.entering(_summary(tokens), state, shards)
+        state = seqpar.entering(_summary(initial, tokens), state, shards)
     if chosen("linear_attention", kernels, length) == "reference":
-        o, after = _reference(tokens, state)
+        o, after = _reference(initial, tokens, state)
     else:
-        o, after = chunks.in_slabs(partial(_chunked, min(chunk, length)), tokens, state)
+        run = partial(_chunked, min(chunk, length), initial)
+        o, after = chunks.in_slabs(run, tokens, state)
     return o, seqpar.last(after, shards)
 
 
-def _summary(tokens):
+def _summary(initial, tokens):
     """What the tokens do to any state."""
     _, k, v, g, starts = tokens
-    to_end, kept = chunks.decays_to_end(jnp.maximum(g, MIN_LOG_DECAY)[..., None], starts)
+    g = jnp.maximum(g, MIN_LOG_DECAY)[..., None]
+    to_end, kept = chunks.decays_to_end(g, starts)
     V = (to_end.astype(v.dtype) * v).reshape(*v.shape[:2], k.shape[2], -1, v.shape[-1])
     added = _product("btgk,btgrv->bgrkv", k, V)
-    return Affine(kept[..., None], added.reshape(added.shape[0], -1, *added.shape[3:]))
+    added = added.reshape(added.shape[0], -1, *added.shape[3:])
+    if initial is not None:
+        added += chunks.decay_from_last_start(g, starts)[..., None] * initial
+    return Affine(kept[..., None], added)
 
 
-def _reference(tokens, state):
+def _reference(initial, tokens, state):
     """The recurrence, token by token."""
     q, k, v, g, starts = tokens
     q, k = (jnp.repeat(a, v.shape[2] // a.shape[2], axis=2) for a in (q, k))
+    found = 0.0 if initial is None else initial
 
     def step(S, token):
         q, k, v, g, start = token
-        S = jnp.where(start[:, None, None, None], 0.0, jnp.exp(g)[..., None, None] * S)
-        S = S + k[..., :, None] * v[..., None, :]
+        S = jnp.where(start[:, None, None, None], found, S)
+        S = jnp.exp(g)[..., None, None] * S + k[..., :, None] * v[..., None, :]
         return S, jnp.einsum("bhk,bhkv->bhv", q, S)
 
     tokens = [jnp.moveaxis(a, 1, 0) for a in (*_fp32(q, k, v), g, starts)]
@@ -84,7 +91,7 @@ def _reference(tokens, state):
     return jnp.moveaxis(o, 0, 1).astype(q.dtype), state
 
 
-def _chunked(chunk, tokens, state):
+def _chunked(chunk, initial, tokens, state):
     """Pairs within a chunk by matrix products, all chunks at once; the state by a short scan."""
     q, k, v, g, starts = tokens
     length, groups = q.shape[1:3]
@@ -94,9 +101,10 @@ def _chunked(chunk, tokens, state):
     V, decay = (
         _grouped(chunks.split(a, chunk), groups) for a in (v, jnp.maximum(g, MIN_LOG_DECAY))
     )
-    sums = chunks.Sums.of(decay, MIN_LOG_DECAY)
+    sums, own = chunks.Sums.of(decay, MIN_LOG_DECAY), decay
     decay = sums.total
-    document = jnp.cumsum(chunks.split(starts, chunk), axis=-1)
+    starts = chunks.split(starts, chunk)
+    document = jnp.cumsum(starts, axis=-1)
     one = document[:, :, None, None]  # [B N 1 1 C]
 
     # What each chunk adds to the state: its tokens, decayed to its end, of its last document.
@@ -104,6 +112,16 @@ def _chunked(chunk, tokens, state):
     to_end = jnp.exp(sums.to_end()) * (one == last)
     added = _product("bngck,bngrcv->bngrkv", K, V * to_end[..., None].astype(V.dtype))
     kept = jnp.exp(decay[..., -1]) * (last[..., 0] == 0)
+    seen = jnp.tril(document[..., :, None] == document[..., None, :])[:, :, None, None]
+    between = jnp.exp(sums.between(seen))
+    found = None
+    if initial is not None:  # stands before a document's first token
+        first = jnp.exp(own) * starts[:, :, None, None]
+        left = (between * first[..., None, :]).sum(axis=-1)
+        initial = initial.reshape(groups, -1, *initial.shape[2:])
+        added += left[..., -1, None, None] * initial
+        there = jnp.broadcast_to(initial, added.shape)  # a state for each chunk, as below
+        found = left[..., None] * _product("bngck,bngrkv->bngrcv", Q, there.astype(Q.dtype))
 
     def cross(S, chunk):
         kept, added = chunk
@@ -115,8 +133,8 @@ def _chunked(chunk, tokens, state):
     # What each query reads: the state that entered its chunk, and the keys before it.
     from_start = jnp.exp(decay) * (one == 0)
     o = from_start[..., None] * _product("bngck,nbgrkv->bngrcv", Q, entering.astype(Q.dtype))
-    seen = jnp.tril(document[..., :, None] == document[..., None, :])[:, :, None, None]
-    scores = _product("bngik,bngjk->bngij", Q, K)[:, :, :, None] * jnp.exp(sums.between(seen))
+    o = o if found is None else o + found
+    scores = _product("bngik,bngjk->bngij", Q, K)[:, :, :, None] * between
     o = o + _product("bngrij,bngrjv->bngriv", scores.astype(V.dtype), V)
     o = jnp.moveaxis(o, 4, 2).reshape(*o.shape[:2], chunk, *v.shape[2:])
     return chunks.join(o, length).astype(q.dtype), S.reshape(state.shape)

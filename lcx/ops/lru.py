@@ -2,7 +2,8 @@
 
     h_t = exp(g_t) h_{t-1} + x_t
 
-De et al. 2024 (arXiv:2402.19427), equation 4. A token that starts a document forgets the state.
+De et al. 2024 (arXiv:2402.19427), equation 4. A token that starts a document finds `initial`
+in place of the state, or nothing.
 """
 
 import jax
@@ -21,6 +22,7 @@ def lru(
     *,
     starts: Bool[Array, "B T"] | None = None,
     state: Float[Array, "B D"] | None = None,
+    initial: Float[Array, "1 D"] | None = None,
     shards: Shards | None = None,
     kernels: Kernels = FASTEST_THERE_IS,
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B D"]]:
@@ -32,7 +34,10 @@ def lru(
         starts = jnp.zeros((1, x.shape[1]), bool)
     if state is None:
         state = jnp.zeros((x.shape[0], x.shape[2]), jnp.float32)
-    tokens = (x.astype(jnp.float32), g.astype(jnp.float32), starts)
+    x, g = x.astype(jnp.float32), g.astype(jnp.float32)
+    if initial is not None:
+        x += jnp.where(starts[..., None], jnp.exp(g) * initial[:, None], 0.0)
+    tokens = (x, g, starts)
     if shards is not None:
         state = seqpar.entering(_summary(tokens), state, shards)
     if chosen("lru", kernels) == "reference":

@@ -4,7 +4,8 @@
 
 Peng et al. 2023, equations 16 and 24 to 29, with w <= 0 the log-decay of a token. The state is
 (numerator, denominator, exponent): the true sums are e^exponent times the stored ones, so that
-keys of any size neither overflow nor vanish. A token that starts a document forgets the state.
+keys of any size neither overflow nor vanish. A token that starts a document finds `initial` in
+place of the state, or nothing.
 """
 
 from functools import partial
@@ -78,6 +79,7 @@ def wkv4(
     *,
     starts: Bool[Array, "B T"] | None = None,
     state: WKVState | None = None,
+    initial: WKVState | None = None,
     shards: Shards | None = None,
     kernels: Kernels = FASTEST_THERE_IS,
 ) -> tuple[Float[Array, "B T D"], WKVState]:
@@ -91,16 +93,18 @@ def wkv4(
         starts = jnp.zeros((batch, length), bool)
     if state is None:
         state = WKVState.empty(batch, width)
-    state = state._replace(exponent=lax.stop_gradient(state.exponent))  # a unit, not a value
+    initial = WKVState.empty(1, width) if initial is None else initial
+    # an exponent is a unit, not a value
+    state, initial = (a._replace(exponent=lax.stop_gradient(a.exponent)) for a in (state, initial))
     w, u, fk, fv = (a.astype(jnp.float32) for a in (w, u, k, v))
     tokens = (fk, fv, starts)
     if shards is not None:
         before = _Piece(jnp.zeros_like(state.exponent), state)
-        state = seqpar.carry(_one_after, before, _summary(w, tokens), shards).added
+        state = seqpar.carry(_one_after, before, _summary(w, initial, tokens), shards).added
     if chosen("wkv4", kernels, length) == "reference":
-        out, after = _reference(w, u, tokens, state)
+        out, after = _reference(w, u, initial, tokens, state)
     else:
-        run = partial(_scaled, kernels, w, u)
+        run = partial(_scaled, kernels, w, u, initial)
         out, after = chunks.in_slabs(run, tokens, state, slab=1024)
     return out.astype(v.dtype), seqpar.last(after, shards)
 
@@ -114,13 +118,17 @@ class _Piece(NamedTuple):
 
 
 def _one_after(first: _Piece, then: _Piece) -> _Piece:
-    decayed = _decay(first.added, then.decay)
-    # of sums of nothing, decayed, the exponent would sink out of fp32
-    decayed = decayed._replace(exponent=jnp.maximum(decayed.exponent, EMPTY))
-    return _Piece(jnp.maximum(first.decay + then.decay, EMPTY), _add(decayed, then.added))
+    added = _add(_decayed(first.added, then.decay), then.added)
+    return _Piece(jnp.maximum(first.decay + then.decay, EMPTY), added)
 
 
-def _summary(w, tokens) -> _Piece:
+def _decayed(state: WKVState, log_decay: Float[Array, "... D"]) -> WKVState:
+    """As `_decay`; of sums of nothing the exponent would sink out of fp32."""
+    after = _decay(state, log_decay)
+    return after._replace(exponent=jnp.maximum(after.exponent, EMPTY))
+
+
+def _summary(w, initial, tokens) -> _Piece:
     k, v, starts = tokens
     length = k.shape[1]
     later = chunks.starts_from(starts)
@@ -129,6 +137,14 @@ def _summary(w, tokens) -> _Piece:
     exponent = lax.stop_gradient(jnp.where(last, weight, EMPTY).max(axis=1))
     terms = jnp.where(last, jnp.exp(jnp.where(last, weight, EMPTY) - exponent[:, None]), 0.0)
     added = WKVState((terms * v).sum(axis=1), terms.sum(axis=1), exponent)
+    # what the last document began from, since its start; before all tokens, in a piece without one
+    since = last.sum(axis=1, dtype=jnp.float32)
+    found = jax.tree.map(
+        lambda a, empty: jnp.where(starts.any(axis=1, keepdims=True), a, empty),
+        _decayed(initial, since * w),
+        WKVState.empty(1, k.shape[2]),
+    )
+    added = _add(added, found)
     return _Piece(jnp.where(later[:, :1] == 0, length * w, EMPTY), added)
 
 
@@ -137,13 +153,12 @@ def _read(before: WKVState, u, k, v):
     return total.numerator / total.denominator
 
 
-def _reference(w, u, tokens, state):
+def _reference(w, u, initial, tokens, state):
     """The recurrence, token by token."""
 
     def step(state, token):
         k, v, start = token
-        empty = WKVState.empty(*state.numerator.shape)
-        state = jax.tree.map(lambda e, s: jnp.where(start[:, None], e, s), empty, state)
+        state = jax.tree.map(lambda i, s: jnp.where(start[:, None], i, s), initial, state)
         return _add(_decay(state, w), _token(k, v)), _read(state, u, k, v)
 
     by_token = tuple(jnp.moveaxis(a, 1, 0) for a in tokens)
@@ -151,27 +166,29 @@ def _reference(w, u, tokens, state):
     return jnp.moveaxis(out, 0, 1), state
 
 
-def _scaled(kernels, w, u, tokens, state):
+def _scaled(kernels, w, u, initial, tokens, state):
     """Exponents by a loop of one maximum a token, exponentials of all tokens at once, then sums."""
     k, v, starts = tokens
-    before, after = _exponents(lax.stop_gradient(w), lax.stop_gradient(k), starts, state.exponent)
+    units = state.exponent, initial.exponent
+    before, after = _exponents(lax.stop_gradient(w), lax.stop_gradient(k), starts, *units)
     weight = jnp.exp(k - after)
     x = jnp.concatenate([weight * v, weight], axis=-1)
     decay = jnp.tile(w + before - after, 2)
-    sums = jnp.concatenate([state.numerator, state.denominator], axis=-1)
-    each, last = lru(x, decay, state=sums, kernels=kernels)
+    sums, found = (jnp.concatenate([a.numerator, a.denominator], axis=-1) for a in (state, initial))
+    each, last = lru(x, decay, starts=starts, state=sums, initial=found, kernels=kernels)
     each = jnp.concatenate([sums[:, None], each[:, :-1]], axis=1)  # before each token
+    each = jnp.where(starts[..., None], found[:, None], each)
     width = k.shape[-1]
     out = _read(WKVState(each[..., :width], each[..., width:], before), u, k, v)
     return out, WKVState(last[:, :width], last[:, width:], after[:, -1])
 
 
-def _exponents(w, k, starts, exponent):
+def _exponents(w, k, starts, exponent, found):
     """The state's exponent before and after each token: the largest term's, decayed."""
 
     def step(exponent, token):
         k, start = token
-        before = jnp.where(start[:, None], EMPTY, exponent)
+        before = jnp.where(start[:, None], found, exponent)
         after = jnp.maximum(before + w, k)
         return after, (before, after)
 

@@ -1,4 +1,4 @@
-"""LoRA folders of peft, read and written, against peft on a Llama of transformers, in fp32."""
+"""Folders of peft, read and written, against peft on models of transformers, in fp32."""
 
 import json
 from dataclasses import replace
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lcx.adapters import LoRA
-from lcx.adapters.split import begin, frozen, merged
+from lcx.adapters import LoRA, PrefixTuning, PromptTuning, PTuning
+from lcx.adapters.split import begin, frozen, merged, tuned
 from lcx.huggingface import Pretrained
 from lcx.huggingface.peft import write_adapter
+from lcx.huggingface.peft_prompts import write_prompt
 from lcx.types import Batch
 from tests.parity.against_torch import NEEDED
 
@@ -133,7 +134,8 @@ def test_first_values_are_drawn_as_peft_draws_them(tmp_path):
     model, folder = base(tmp_path)
     tuned = peft.get_peft_model(model, peft.LoraConfig(r=16, target_modules=["q_proj"]))
     drawn = tuned.base_model.model.model.layers[0].self_attn.q_proj.lora_A.default.weight
-    own = LoRA(16, of=("q",)).init(Pretrained(str(folder)).model(), nnx.Rngs(0))
+    weights = Pretrained(str(folder))
+    own = LoRA(16, of=("q",)).init(weights.model(), weights.load(weights.model()), nnx.Rngs(0))
     mine = np.asarray(own["blocks.0.mixer.q.lora_a"][...])
     for of in (mine, drawn.detach().numpy()):
         assert 0.97 / 8 < np.abs(of).max() <= 1 / 8
@@ -145,7 +147,7 @@ def test_first_values_are_drawn_as_peft_draws_them(tmp_path):
     [
         ({"use_dora": True}, r"use_dora=True, which lcx does not do"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
-        ({"peft_type": "IA3"}, "is a IA3, not a LORA"),
+        ({"peft_type": "IA3"}, "is a IA3; read are LORA, PROMPT_TUNING, P_TUNING, PREFIX_TUNING"),
         ({"r": 3}, r"lora_A.weight in .* is \(4, 88\), and the model asks for \(3, 88\)"),
     ],
 )
@@ -161,3 +163,83 @@ def test_what_is_not_done_is_refused(tmp_path, changed, message):
     other = replace(weights, adapter=str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"no .*adapter_config"):
         other.check(other.model())
+
+
+BASES = {
+    "llama": lambda: transformers.LlamaConfig(**LLAMA),
+    "gpt2": lambda: transformers.GPT2Config(**GPT2),
+    "bloom": lambda: transformers.BloomConfig(
+        vocab_size=97, hidden_size=64, n_layer=2, n_head=4, tie_word_embeddings=True
+    ),
+}
+"""Rotary positions and shared keys; vectors of positions; biases by distance."""
+CONFIGS = {
+    "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "p-tuning": lambda: peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=5, encoder_hidden_size=24
+    ),
+    "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "prefix, network": lambda: peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=24
+    ),
+}
+
+
+def behind_prompt(model) -> np.ndarray:
+    """Logits of the tokens that were given; peft has those of the prompt in front."""
+    return theirs(model)[:, -TOKENS.shape[1] :]
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+@pytest.mark.parametrize("kind", BASES)
+def test_virtual_tokens_that_peft_has_saved_compute_the_same(tmp_path, kind, method):
+    model, folder = base(tmp_path, config=BASES[kind]())
+    tuned = peft.get_peft_model(model, CONFIGS[method]())
+    tuned.save_pretrained(tmp_path / "prompt")
+    expected = behind_prompt(tuned.eval())
+    weights = Pretrained(str(folder), str(tmp_path / "prompt"))
+    got = ours(weights)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=LOGITS)
+    assert np.abs(got - ours(Pretrained(str(folder)))).max() > 0.01
+    assert weights.fingerprint() != Pretrained(str(folder)).fingerprint()
+
+
+@pytest.mark.parametrize(
+    "tune", [PromptTuning(5), PTuning(5, hidden=24), PrefixTuning(5), PrefixTuning(5, hidden=24)]
+)
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_virtual_tokens_that_are_written_peft_reads(tmp_path, kind, tune):
+    _, folder = base(tmp_path, config=BASES[kind]())
+    weights = Pretrained(str(folder))
+    model = weights.model()
+    start = weights.load(model)
+    trained = begin(tune, model, start, jax.random.key(1))
+    write_prompt(tmp_path / "out", model, tune, trained, str(folder))
+    whole = tuned(tune, model, trained, frozen(tune, model, start))
+    expected = np.asarray(jax.jit(model)(whole, Batch(jnp.asarray(TOKENS))).x)
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    got = behind_prompt(peft.PeftModel.from_pretrained(again, tmp_path / "out").eval())
+    np.testing.assert_allclose(got, expected, rtol=0, atol=LOGITS)
+    # and they come back
+    back = ours(Pretrained(str(folder), str(tmp_path / "out")))
+    np.testing.assert_allclose(back, expected, rtol=0, atol=LOGITS)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\], which lcx does not"),
+        ({"num_transformer_submodules": 2}, "of an encoder and a decoder"),
+        ({"num_virtual_tokens": 4}, r"is \(5, 64\), and the model asks for \(4, 64\)"),
+        ({"peft_type": "PREFIX_TUNING"}, r"is \(5, 64\), and the model asks for \(5, 128\)"),
+    ],
+    ids=str,
+)
+def test_virtual_tokens_that_do_not_fit_are_refused(tmp_path, changed, message):
+    model, folder = base(tmp_path)
+    peft.get_peft_model(model, CONFIGS["prompt"]()).save_pretrained(tmp_path / "prompt")
+    path = tmp_path / "prompt" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    weights = Pretrained(str(folder), str(tmp_path / "prompt"))
+    with pytest.raises(ValueError, match=message):
+        weights.check(weights.model())

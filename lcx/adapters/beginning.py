@@ -1,0 +1,103 @@
+"""Documents that begin from something learned: what softmax attention and recurrences take of it.
+
+A state that stands in place of nothing before a document's first token is in the block whose
+sublayer reads it (`Context.initial`); whoever puts it there also says at which position documents
+then begin.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lcx.mixers import SoftmaxAttention
+from lcx.mixers.softmax_attention import VirtualKeys
+from lcx.model import BEGIN, LM
+from lcx.sparsity import Full
+from lcx.sparsity.growing import GrowingCache
+from lcx.types import Batch, Context, Params, State, Sublayer
+
+Places = Mapping[tuple[int, str], State]
+"""States of one row, stacked over repeats [L ...], by a block's place in the pattern and the name
+of its sublayer."""
+
+
+def with_beginning(params: Params, states: Places, first: int) -> Params:
+    """The tree, with documents that begin from these states, at the position `first`."""
+
+    def with_own(place: int, block: Params) -> Params:
+        own = {f"{name}_initial": nnx.data(s) for (at, name), s in states.items() if at == place}
+        return nnx.Dict(**dict(block.items()), **own)
+
+    blocks = [with_own(place, block) for place, block in enumerate(params.blocks)]
+    changed = {"blocks": nnx.List(blocks), BEGIN: jnp.asarray(first, jnp.int32)}
+    return nnx.Dict(**dict(params.items()) | changed)
+
+
+def no_merge(name: str) -> ValueError:
+    """What is raised where such a tree should become a plain model's."""
+    return ValueError(
+        f"{name}: the documents of a plain model begin from nothing, so it cannot be merged, and "
+        "nothing can begin from it or be exported as a model; LoRA can"
+    )
+
+
+def drawn_embeddings(base: Params, tokens: int, rngs: nnx.Rngs) -> Float[Array, "n D"]:
+    """Those of tokens drawn evenly from the vocabulary (Lester et al. 2021, section 3.2)."""
+    table = base.embed.embedding[...]
+    return table[jax.random.randint(rngs.params(), (tokens,), 0, table.shape[0])]
+
+
+def after_tokens(
+    model: LM, params: Params, embeddings: Float[Array, "n D"]
+) -> dict[tuple[int, str], State]:
+    """The states after n tokens with these embeddings, which stand at positions 0 to n - 1.
+
+    They are read once, in one row, whatever the number of documents: no token depends on what
+    follows it. In softmax attention all of them see each other, whatever its sparsity.
+    """
+    dense = tuple(replace(block, mixer=_dense(block.mixer)) for block in model.pattern)
+    reads, count = replace(model, pattern=dense), len(embeddings)
+    tokens = Batch(jnp.arange(count, dtype=jnp.int32)[None])
+    own = dict(params.items()) | {"embed": nnx.Dict(embedding=nnx.Param(embeddings))}
+    after = reads.hidden(nnx.Dict(**own), tokens, reads.init_state(1, count)).state
+    found: dict[tuple[int, str], State] = {}
+    for place, block in enumerate(model.pattern):
+        for name in block.sublayers:
+            layers = after.layers[place :: len(model.pattern)]
+            states = [_begun(getattr(layer, name), count) for layer in layers]
+            if jax.tree.leaves(states):
+                found[place, name] = jax.tree.map(lambda *each: jnp.stack(each), *states)
+    return found
+
+
+def _dense(mixer: Sublayer) -> Sublayer:
+    """The same parameters, without a sparsity."""
+    return replace(mixer, sparsity=Full()) if isinstance(mixer, SoftmaxAttention) else mixer
+
+
+def _begun(state: State, count: int) -> State:
+    """What documents begin from, of the state after `count` tokens: of a cache, its entries."""
+    if not isinstance(state, GrowingCache):
+        return state
+    k, v = (
+        jnp.concatenate([getattr(buffer, name) for buffer in state.buffers], axis=2)
+        for name in ("k", "v")
+    )
+    return VirtualKeys(*(a[:, :, :count].swapaxes(1, 2) for a in (k, v)))
+
+
+def turns_alike(mixer: SoftmaxAttention, model: LM) -> bool:
+    """Whether positions are encoded alike in texts of any length."""
+    state = jax.eval_shape(lambda: _dense(mixer).init_state(model.dims, 1, 1))
+    width = state.buffers[0].k.shape[-1]
+
+    def keys(length: int) -> Array:
+        one, at = jnp.ones((1, 1, 1, width)), jnp.ones((1, 1), jnp.int32)
+        return mixer.position(one, one, Context(at, lengths=length * at))[1]
+
+    with jax.ensure_compile_time_eval():
+        return bool((keys(1) == keys(2**30)).all())
