@@ -7,31 +7,36 @@ other tokens contribute, and are left with its rounding.
 """
 
 from collections.abc import Callable, Iterator
+from functools import reduce
 from typing import Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Bool, Float32, Int
 
+from lcx.checking.smallest import (
+    changed_where,
+    first_position,
+    in_shards,
+    pieces,
+    smallest,
+    smallest_far,
+    smallest_pieces,
+    smallest_shards,
+)
 from lcx.checking.trial import (
     ROWS,
     Trial,
-    compiled,
     exactly,
     finite,
     gradients_of,
-    in_pieces,
     outside,
 )
-from lcx.parallel.seqpar import Shards, stacked
 from lcx.tracebacks import own_lines
-from lcx.types import Context, Output
+from lcx.types import Context, Output, take_rows
 from lcx.wording import listed, plural
-
-SMALL = (2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""Tokens of the cases that are tried to show a mistake by a small one."""
 
 
 class BrokenLawError(ValueError):
@@ -269,7 +274,7 @@ def pieces_equal_the_whole(trial: Trial) -> None:
     """Pieces with a state give what one call gives: of one document, as evaluation reads, and of
     packed ones."""
     n = trial.length
-    y = trial.output(trial.x, one := trial.one_document(n, _ones(n)))
+    y = trial.output(trial.x, one := trial.one_document(n, trial.ones(n)))
     unit = trial.rounding(one, trial.evenly).y
     cuts = tuple(sorted({1, n // 2 + n // 16} - {n}))
     cases = (
@@ -277,15 +282,15 @@ def pieces_equal_the_whole(trial: Trial) -> None:
         (trial.packed, cuts[-1:], trial.result.y, trial.units.y),
     )
     for ctx, at, expected, bound in cases:
-        got = _pieces(trial, at)(trial.params, trial.x, ctx)
+        got = pieces(trial, at)(trial.params, trial.x, ctx)
         far = outside(got, expected, bound)
         if not far.any():
             continue
         of = "" if ctx.segments is None else "packed "
-        found = None if of else _smallest_pieces(trial)
+        found = None if of else smallest_pieces(trial)
         where, tokens = found or (at, n)
         sizes = [b - a for a, b in zip((0, *where), (*where, tokens), strict=True)]
-        position = _smallest_far(trial, where, tokens) if found else first_position(far)
+        position = smallest_far(trial, where, tokens) if found else first_position(far)
         raise BrokenLawError(
             f"{trial.name}: pieces with a state are not the whole: {of}text in pieces of "
             f"{listed(list(map(str, sizes)))} tokens gives another output at position {position}"
@@ -294,7 +299,7 @@ def pieces_equal_the_whole(trial: Trial) -> None:
 
 def shards_equal_the_whole(trial: Trial) -> None:
     """A sequence on two shards (mesh.seq) gives what one device gives, and its gradients."""
-    got = gradients_of(_in_shards(trial))(trial.params, trial.x, trial.packed, trial.evenly)
+    got = gradients_of(in_shards(trial))(trial.params, trial.x, trial.packed, trial.evenly)
     y = outside(got.y, trial.result.y, trial.units.y)
     dx = outside(got.x, trial.result.x, trial.units.x)
     if not (y.any() or dx.any()):
@@ -304,12 +309,46 @@ def shards_equal_the_whole(trial: Trial) -> None:
             f"{trial.name}: on two shards of a sequence (mesh.seq=2) the gradient at position "
             f"{first_position(dx)} is another (of {plural(trial.length, 'token')}; ctx.shards)"
         )
-    position, tokens = _smallest_shards(trial) or (first_position(y), trial.length)
+    position, tokens = smallest_shards(trial) or (first_position(y), trial.length)
     raise BrokenLawError(
         f"{trial.name}: on two shards of a sequence (mesh.seq=2) the output at position {position} "
         f"is another (of {plural(tokens, 'token')}); give ops shards=ctx.shards, or fetch what is "
         "needed by lcx.parallel.seqpar"
     )
+
+
+def begins_from_a_state(trial: Trial) -> None:
+    """A document within a row that begins from a state is read as one that goes on from it.
+
+    Of sublayers that say so (`Begins`).
+    """
+    sublayer, dims, n = trial.sublayer, trial.dims, trial.length // 2
+    learned = getattr(sublayer, "learned", None)
+    state = sublayer.init_state(dims, 1, n)
+    if learned is not None:
+        try:
+            reduce(getattr, learned.split("."), state)
+        except AttributeError:
+            raise BrokenLawError(
+                f"{trial.name}: its `learned` is {learned!r}, and its state, "
+                f"{type(state).__name__}, has no such part"
+            ) from None
+    x, params = trial.x[:, : 2 * n], trial.params
+    positions = jnp.arange(n, dtype=jnp.int32)[None]
+    lengths = jnp.full_like(positions, trial.longest)
+    state = sublayer(params, x[:1, :n], Context(positions, lengths=lengths), state).state
+    rows = take_rows(state, jnp.zeros(ROWS, jnp.int32))
+    going_on = Context(jnp.tile(positions, (ROWS, 1)), lengths=jnp.tile(lengths, (ROWS, 1)))
+    y = sublayer(params, x[:, n:], going_on, rows).x
+    two = jnp.repeat(jnp.array([1, 2], jnp.int32), n)[None] * trial.ones(2 * n)
+    ctx = Context.of(jnp.tile(positions, (ROWS, 2)), two, lengths=jnp.tile(lengths, (ROWS, 2)))
+    got = sublayer(params, x, ctx._replace(initial=state)).x[:, n:]
+    if (far := outside(got, y, trial.units.y)).any():
+        raise BrokenLawError(
+            f"{trial.name} says by its `learned` that documents can begin from a state, and does "
+            f"not read it as one that goes on: position {first_position(far)} of a document is "
+            "another (ctx.initial, where ctx.starts)"
+        )
 
 
 LAWS: dict[str, Callable[[Trial], None]] = {
@@ -322,6 +361,7 @@ LAWS: dict[str, Callable[[Trial], None]] = {
     "documents": documents_are_apart,
     "pieces": pieces_equal_the_whole,
     "shards": shards_equal_the_whole,
+    "begins": begins_from_a_state,
 }
 """By the words of the table; without the first, no other can be tried."""
 
@@ -342,62 +382,9 @@ def broken(word: str, law: Callable[[Any], None], trial: Any) -> str | None:
     return None
 
 
-# ------------------------------------------------------------------------------ the cases
-
-
-def changed_where(mask: Any, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
-    """x with other tokens there; mask: of tokens, or of more."""
-    values = np.asarray(x)
-    other = np.where(np.asarray(mask)[..., None], 3 * values[:, ::-1] + 1, values)
-    return jnp.asarray(other, x.dtype)
-
-
-def smallest(
-    trial: Trial,
-    segments: Callable[[int], Int[np.ndarray, " n"] | None],
-    hidden: Callable[[int, int], Bool[np.ndarray, " n"]],
-) -> str | None:
-    """The shortest text, of `SMALL`, and the first of its tokens that an output sees and may not.
-
-    segments: the documents of a text of n tokens; hidden: which positions may not see token i of n.
-    """
-    for n in SMALL:
-        if n > trial.longest:
-            break
-        said = segments(n)
-        row = np.ones(n, np.int32) if said is None else said
-        ctx = trial.one_document(n, jnp.asarray(np.tile(row, (ROWS, 1)), jnp.int32))
-        x = trial.input(n)
-        try:
-            y = trial.forward(trial.params, x, ctx)
-            unit = trial.rounding_forward(x, ctx)
-        except Exception:  # a class may not be made for so few
-            continue
-        for token in range(n):
-            at = np.arange(n)[None] == token
-            changed = trial.forward(trial.params, changed_where(at, x), ctx)
-            seen = outside(changed, y, unit).any(axis=(0, 2)) & hidden(token, n)
-            if seen.any():
-                documents = "" if said is None else ", in two documents"
-                return (
-                    f"changing token {token} changes the output at position {seen.argmax()} "
-                    f"(of {n} tokens{documents})"
-                )
-    return None
-
-
-def first_position(far: Bool[np.ndarray, "B T D"]) -> int:
-    """The first token of any row where something is."""
-    return int(far.any(axis=(0, 2)).argmax())
-
-
 def shown(shape: tuple[int, ...]) -> str:
     """[2 8 16]."""
     return f"[{' '.join(map(str, shape))}]"
-
-
-def _ones(length: int) -> Int[Array, "B T"]:
-    return jnp.ones((ROWS, length), jnp.int32)
 
 
 def _no_gradient(trial: Trial, ctx: Context, weight: Any, where: Any, what: str) -> None:
@@ -406,57 +393,3 @@ def _no_gradient(trial: Trial, ctx: Context, weight: Any, where: Any, what: str)
     unit = trial.rounding(ctx, weight).x
     if outside(dx * np.asarray(where)[..., None], np.zeros_like(dx), unit).any():
         raise BrokenLawError(f"{trial.name} {what}")
-
-
-def _pieces(trial: Trial, cuts: tuple[int, ...]) -> Callable:
-    return compiled(lambda p, x, ctx: in_pieces(trial.tried, p, x, ctx, trial.dims, cuts))
-
-
-def _pieces_far(trial: Trial, cuts: tuple[int, ...], n: int) -> Bool[np.ndarray, "B T D"]:
-    """Where a document of n tokens is another in pieces."""
-    x, ctx = trial.input(n), trial.one_document(n)
-    one = trial.one_document(n, _ones(n))
-    unit = trial.rounding_forward(x, one)
-    y = trial.forward(trial.params, x, one)
-    return outside(_pieces(trial, cuts)(trial.params, x, ctx), y, unit)
-
-
-def _smallest_pieces(trial: Trial) -> tuple[tuple[int, ...], int] | None:
-    """Cuts and tokens of the shortest text that shows it."""
-    for n in (n for n in SMALL if n <= trial.longest):
-        for cut in sorted({1, n // 2, n - 1}):
-            try:
-                if _pieces_far(trial, (cut,), n).any():
-                    return (cut,), n
-            except Exception:  # a class may not be made for so few
-                continue
-    return None
-
-
-def _smallest_far(trial: Trial, cuts: tuple[int, ...], n: int) -> int:
-    return first_position(_pieces_far(trial, cuts, n))
-
-
-def _in_shards(trial: Trial) -> Callable:
-    """(params, x, ctx) -> y of a sequence in two pieces, on one device."""
-    shards = Shards(2, one_device=True)
-
-    def call(params, x, ctx):
-        return trial.tried(params, x, ctx._replace(shards=shards)).x
-
-    return stacked(call, shards, (None, 0, 0))
-
-
-def _smallest_shards(trial: Trial) -> tuple[int, int] | None:
-    """The first position and the tokens of the shortest text that shows it."""
-    call = compiled(_in_shards(trial))
-    for n in (n for n in SMALL if n % 4 == 0 and n <= trial.longest):
-        x, one = trial.input(n), trial.one_document(n, _ones(n))
-        try:
-            unit = trial.rounding_forward(x, one)
-            far = outside(call(trial.params, x, one), trial.forward(trial.params, x, one), unit)
-        except Exception:  # a class may not be made for so few
-            continue
-        if far.any():
-            return first_position(far), n
-    return None

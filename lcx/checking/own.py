@@ -24,7 +24,7 @@ from lcx.layers import Norm
 from lcx.own_code import is_own_class
 from lcx.positions import PositionScheme, RoPE
 from lcx.sparsity import Sparsity
-from lcx.types import Sublayer
+from lcx.types import Begins, Sublayer
 from lcx.wording import listed, plural
 
 
@@ -137,7 +137,9 @@ def _trial(part: Part, name: str) -> tuple[Any, dict[str, Callable[[Any], None]]
         return NormTrial(called, value, model.width), dict(NORM_LAWS)
     holder = _holder(part)
     if isinstance(value, Sublayer) and part.place.endswith((".mixer", ".channel")):
-        return miniature(called, value, model, longest), dict(LAWS)
+        begins = isinstance(value, Begins)
+        laws = {word: law for word, law in LAWS.items() if begins or word != "begins"}
+        return miniature(called, value, model, longest), laws
     if isinstance(value, Sparsity):
         position = getattr(holder, "position", RoPE())
         return SparsityTrial(called, value, position, longest), dict(SPARSITY_LAWS)

@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 
 from lcx.checking.bounds import rounding
-from lcx.checking.laws import BrokenLawError, changed_where, first_position, shown
+from lcx.checking.laws import BrokenLawError, shown
+from lcx.checking.smallest import changed_where, first_position
 from lcx.checking.trial import LENGTH, ROWS, compiled, documents, finite, outside
 from lcx.positions import PositionScheme
 from lcx.sparsity import Request, Sparsity

@@ -224,6 +224,10 @@ class Trial:
         lengths = jnp.asarray(lengths, jnp.int32)
         return Context.of(positions, segments, lengths=lengths)
 
+    def ones(self, length: int) -> Int[Array, "B T"]:
+        """Segments of rows that are one document each."""
+        return jnp.ones((ROWS, length), jnp.int32)
+
     def one_document(self, length: int, segments: Int[Array, "B T"] | None = None) -> Context:
         """Of rows of so many tokens; `segments` cut them into documents, which go on counting."""
         positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (ROWS, length))
