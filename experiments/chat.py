@@ -14,16 +14,17 @@ data are pairs, so it has a page of its own; beside it is the tuned model, asked
 answers of the same pairs. How often the own docstring leads is in the log and in metrics.jsonl.
 
     lcx compare experiments/chat.py --only preferred,before
-    lcx generate runs/chat/preferred --chat
+    lcx generate runs/chat/preferred --chat --decoding 'Greedy(penalties=(RepetitionPenalty(1.2),))'
 
-What is made of the docstrings is written into lcx's cache, once for each Python. Cost: about 8
-minutes on 2 cores. The numbers are in `LOG.md`.
+What is made of the docstrings is written into lcx's cache, once for each Python. Cost: 5 minutes on
+2 cores. The numbers are in `LOG.md`.
 
-Expected, and measured, of one training: without pretraining the tuning stays far behind (80.5 where
-the tuned base has 25.8, at 128 tokens). What tuning adds to a base that has read most docstrings is
-small, 14% (0 to 26%) where the question is in sight. 100 steps of DPO bring the share of training
-pairs whose own docstring leads from a half to two thirds, and make both answers less likely, as it
-is known to. The answers have the form of answers, and are not true.
+Expected, and measured, of three trainings: without pretraining the tuning stays far behind (82.6
+where the tuned base has 26.2, at 128 tokens). What tuning adds to a base that has read most
+docstrings is small, and not told from nothing: 13% (-5 to 28%) where the question is in sight. 100
+steps of DPO bring the share of training pairs whose own docstring leads from a half to two thirds,
+and make the preferred answers less likely, as it is known to make both. The answers have the form
+of answers, and are not true; without the penalty some loop.
 """
 
 from collections.abc import Callable

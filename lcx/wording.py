@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+from collections.abc import Sequence
 
 
 def or_nan(x: float | None) -> float:
@@ -64,6 +65,21 @@ def plural(n: int, noun: str) -> str:
 def listed(names: list[str]) -> str:
     """a; a and b; a, b and c."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def side_by_side(widths: Sequence[int], room: int) -> list[slice]:
+    """Which columns of a table stand together, as many as fit in so many characters, in order.
+
+    The others go into further tables below it. Each has one at least.
+    """
+    groups: list[slice] = []
+    first, left = 0, room
+    for at, width in enumerate(widths):
+        if width > left and at > first:
+            groups.append(slice(first, at))
+            first, left = at, room
+        left -= width
+    return [*groups, slice(first, len(widths))] if widths else []
 
 
 def isolated(name: str) -> str:

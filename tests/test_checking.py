@@ -13,7 +13,7 @@ from flax import nnx
 from rich.console import Console
 
 from lcx.block import Block
-from lcx.checking import check_own, findings, own
+from lcx.checking import Finding, check_own, findings, own
 from lcx.checking.laws import LAWS, broken
 from lcx.checking.own import parts
 from lcx.checking.schemes import (
@@ -26,6 +26,7 @@ from lcx.checking.schemes import (
 )
 from lcx.checking.trial import Trial, miniature
 from lcx.command import cli
+from lcx.command.check import tables_of
 from lcx.cost import cost_of
 from lcx.data import Task
 from lcx.dense import linear
@@ -399,6 +400,19 @@ def test_the_command_prints_a_table_and_fails(tmp_path, capsys, monkeypatch):
     assert "wrong: model.pattern.0.mixer (LooksAhead) is not causal: changing token 1" in said
     assert run("check", Path(__file__).parent / "tiny.py") == 0
     assert "every part of its models is lcx's own" in capsys.readouterr().out
+
+
+def test_many_parts_stand_below_one_another(capsys):
+    """Each name in one line."""
+    laws = dict.fromkeys(LAWS)
+    names = [f"SoftmaxAttention with Window{n}" for n in range(3)] + [f"Mixer{n}" for n in range(9)]
+    found = [Finding("a", "model", name, laws, frozenset(laws)) for name in names]
+    for table in tables_of(found, 80):
+        Console(width=80).print(table)
+    lines = capsys.readouterr().out.splitlines()
+    heads = [line.strip() for line in lines if "Mixer" in line or "with" in line]
+    assert [line.split("  ") for line in heads] == [names[:2], names[2:7], names[7:]]
+    assert sum("causal" in line for line in lines) == 3
 
 
 def run(*arguments) -> int:

@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
+from lcx.adapters import Adapter, LoRA
 from lcx.block import Block
 from lcx.command.cli import plan_command
 from lcx.evaluation.reading import Scorer
@@ -32,6 +33,7 @@ from lcx.protocols import SameTargets
 from lcx.streaming import Streamer
 from lcx.training.loop import TrainState, make_step
 from lcx.types import Batch, tree_bytes
+from tests.marks import rest
 
 LOOPS = """HloModule step
 
@@ -149,6 +151,20 @@ def test_a_plan_of_evaluation_is_of_the_pieces_that_are_read():
     assert longer.rows == reading.rows
     added = (longer.memory - reading.memory) / (longer.state - reading.state)
     assert 1 <= added < 1.6
+
+
+@pytest.mark.parametrize(
+    ("tune", "added"),
+    [
+        (LoRA(rank=4), 2 * 4 * 4 * (64 + 64)),  # layers, projections
+        rest(Adapter(width=8), 2 * 2 * (64 * 8 + 8 + 8 * 64 + 64)),  # layers, sublayers
+    ],
+)
+def test_a_plan_of_evaluation_has_what_a_method_of_tuning_adds(tune, added):
+    of = replace(experiment("softmax", 64, Mesh()), evaluation=SameTargets((64,)))
+    plain, tuned = measure_reading(of), measure_reading(replace(of, tune=tune))
+    assert tuned.parameters - plain.parameters == 4 * added
+    assert tuned.memory - plain.memory >= 4 * added
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from lcx.checking import Finding, findings
 from lcx.checking.laws import LAWS
 from lcx.experiment import choose
 from lcx.experiment_file import load
-from lcx.wording import plural
+from lcx.wording import plural, side_by_side
 
 
 def check(file: Path, only: str | None, assignments: tuple[str, ...]) -> int:
@@ -22,7 +22,8 @@ def check(file: Path, only: str | None, assignments: tuple[str, ...]) -> int:
     if not found:
         console.print(f"{file}: every part of its models is lcx's own, and tested there")
         return 0
-    console.print(table_of(found))
+    for table in tables_of(found, console.width):
+        console.print(table)
     for finding in found:
         for law, said in finding.laws.items():
             if said:
@@ -32,10 +33,16 @@ def check(file: Path, only: str | None, assignments: tuple[str, ...]) -> int:
     return int(wrong > 0)
 
 
-def table_of(found: list[Finding]) -> Table:
-    """A line for each law, a column for each part."""
+def tables_of(found: list[Finding], width: int) -> list[Table]:
+    """A line for each law, a column for each part; below one another where they are too many."""
+    room = width - max(map(len, LAWS)) - 2
+    columns = side_by_side([len(finding.name) + 2 for finding in found], room)
+    return [_table(found[together]) for together in columns]
+
+
+def _table(found: list[Finding]) -> Table:
     table = Table(box=None)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for finding in found:
         table.add_column(escape(finding.name), justify="center", overflow="fold")
     for law in LAWS:

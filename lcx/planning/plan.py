@@ -27,7 +27,7 @@ from lcx.planning.compiled import Measured, fit, measure
 from lcx.planning.reading import Reading, measure_reading
 from lcx.training.kept import open_experiments
 from lcx.variants import teacher_model
-from lcx.wording import short_bytes, short_length, short_number
+from lcx.wording import short_bytes, short_length, short_number, side_by_side
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,9 @@ NOTES = (
 
 def print_plans(plans: list[Plan], console: Console) -> None:
     """A column for each variant, for a terminal; below one another where it has no room for all."""
-    for some in _side_by_side(plans, console.width):
-        console.print(_table(some))
+    widths = [max(len(made.variant), 6) + 1 for made in plans]
+    for together in side_by_side(widths, console.width - len(DECODING) - 1):
+        console.print(_table(plans[together]))
     console.print(NOTES, style="dim", highlight=False)
     steps = [made.step for made in plans]
     if note := uncounted_note(name for step in steps if step for name in step.uncounted):
@@ -208,20 +209,6 @@ def print_plans(plans: list[Plan], console: Console) -> None:
 
 DECODING = "state of decoding a text of train.length"
 """The longest label."""
-
-
-def _side_by_side(plans: list[Plan], width: int) -> list[list[Plan]]:
-    """As many as fit in so many characters, each with its name in one line."""
-    groups: list[list[Plan]] = [[]]
-    room = left = width - len(DECODING) - 1
-    for made in plans:
-        takes = max(len(made.variant), 6) + 1
-        if takes > left and groups[-1]:
-            groups.append([])
-            left = room
-        groups[-1].append(made)
-        left -= takes
-    return groups
 
 
 def _table(plans: list[Plan]) -> Table:

@@ -4,15 +4,21 @@ As `lcx.planning.compiled`: laid out by XLA for this process's devices, and noth
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
+from jaxtyping import Array, Key
 
+from lcx.adapters.protocol import Tuning
+from lcx.adapters.split import begin, frozen, tuned
 from lcx.evaluation.reading import Scorer
 from lcx.experiment import Experiment
+from lcx.model import LM
 from lcx.parallel.mesh import make_mesh, shardings
 from lcx.parallel.xla import known_options
 from lcx.planning.compiled import OPTIONS, as_if_half, device_bytes, laid, peak
+from lcx.types import Params
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,7 @@ def measure_reading(experiment: Experiment) -> Reading:
     """
     model, protocol = as_if_half(experiment.model), experiment.evaluation
     mesh = make_mesh(experiment.mesh)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    abstract = jax.eval_shape(model.init, key)
+    abstract = jax.eval_shape(partial(_read, model, experiment.tune), jax.random.key(0))
     params = jax.tree.map(laid, abstract, shardings(abstract, mesh))
     scorer = Scorer(protocol, model, params, experiment.mesh)
     with jax.set_mesh(mesh):
@@ -57,3 +62,11 @@ def measure_reading(experiment: Experiment) -> Reading:
         state=state,
         memory=max(peak(advance), peak(score) + parameters - used + state),
     )
+
+
+def _read(model: LM, tune: Tuning | None, key: Key[Array, ""]) -> Params:
+    """The parameters that are read: of a tuned run, with what its method has added."""
+    own = model.init(key)
+    if tune is None:
+        return own
+    return tuned(tune, model, begin(tune, model, own, key), frozen(tune, model, own))
