@@ -10,7 +10,7 @@ import jax
 from lcx.adapters import Tuning
 from lcx.adapters.split import shapes
 from lcx.model import LM, count_parameters, parameters
-from lcx.types import CountsFlops, tree_bytes
+from lcx.types import CountsFlops, Leaves, tree_bytes
 from lcx.wording import listed
 
 UNCOUNTED = (
@@ -25,6 +25,10 @@ class Cost(TypedDict):
     """What a variant takes, as far as its specification tells."""
 
     parameters: int
+    """Of the model."""
+    tuned_parameters: int | None
+    """Those that are trained, the model's own and added ones, of a variant that trains few; None:
+    all are."""
     training_flops: float | None
     """Per token of training, forward and backward; a multiply-add counts as two. None: unknown."""
     uncounted: list[str]
@@ -46,6 +50,7 @@ def cost_of(
     """
     return Cost(
         parameters=count_parameters(model),
+        tuned_parameters=None if tune is None else _numbers(shapes(tune, model)),
         training_flops=None
         if train_len is None
         else training_flops(model, train_len, tune, teacher),
@@ -97,10 +102,15 @@ def _tuned(tune: Tuning, model: LM) -> tuple[int, int]:
     own, trained = parameters(model), shapes(tune, model)
     if not model.tied:
         own.pop("embed.embedding")
-    frozen = sum(math.prod(leaf.shape) for path, leaf in own.items() if path not in trained)
     inside = parameters(model).keys()
-    added = sum(math.prod(leaf.shape) for path, leaf in trained.items() if path not in inside)
-    return frozen, added
+    return (
+        _numbers({path: leaf for path, leaf in own.items() if path not in trained}),
+        _numbers({path: leaf for path, leaf in trained.items() if path not in inside}),
+    )
+
+
+def _numbers(leaves: Leaves) -> int:
+    return sum(math.prod(leaf.shape) for leaf in leaves.values())
 
 
 def state_bytes(model: LM, length: int) -> int:

@@ -76,6 +76,7 @@ def evaluation(
         },
         "cost": {
             "parameters": 851_968,
+            "tuned_parameters": None,
             "training_flops": 6.5e6,
             "uncounted": [],
             "state_bytes": {str(c): 4096 * c for c in ppl},

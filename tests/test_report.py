@@ -234,8 +234,10 @@ def test_the_page_says_what_else_a_variant_is():
     changed["setup"]["loss"] = "CrossEntropy(z=0.0001)"
     untrained = {"train_tokens": 0, "train_flops": 0.0, "train_seconds": 0.0, "trainings": []}
     odd |= untrained | {"published": "Pretrained('x')", "setup": odd["setup"] | {"steps": 0}}
+    odd["cost"] |= {"tuned_parameters": 12_288}
     report = summarise([changed, odd], {})
     page = Page(variant_table(report))
+    assert page.text.count("trained: 12,288") == 1
     assert "--set train.steps=100--set model.pattern.0.mixer=<b>" in page.text
     assert page.text.count("loss: CrossEntropy(z=0.0001)") == 1
     rows = Page(cost_table(report)).rows

@@ -87,6 +87,16 @@ def test_costs_are_printed_with_dashes_for_what_is_not_known():
     assert ["own", "7", "–", "1M", "1.75M", "2M", "4M", "8M"] in lines
 
 
+def test_costs_tell_how_few_parameters_are_trained():
+    costs = {r["variant"]: r["cost"] for r in ONCE}
+    assert not any("trained" in line for line in _costs(costs))
+    costs["few"] = costs["tuned"] | {"tuned_parameters": 12_288}
+    lines = [line.split() for line in _costs(costs)]
+    assert ["variant", "params", "trained", "MFLOP"] in [line[:4] for line in lines]
+    assert ["softmax", "852k", "852k", "6.50"] in [line[:4] for line in lines]
+    assert ["few", "852k", "12.3k", "6.50"] in [line[:4] for line in lines]
+
+
 def test_costs_have_names_in_one_line_and_lengths_as_there_is_room():
     state = {str(2**i): 49_562 * 2**i for i in range(4, 16)}
     cost = ONCE[0]["cost"] | {"state_bytes": state}

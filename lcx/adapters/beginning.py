@@ -37,6 +37,14 @@ def with_beginning(params: Params, states: Places, first: int) -> Params:
     return nnx.Dict(**dict(params.items()) | changed)
 
 
+def check_sizes(tuning: object) -> None:
+    """Raise ValueError for sizes that are not positive."""
+    for name in ("tokens", "hidden"):
+        size = getattr(tuning, name, None)
+        if size is not None and size < 1:
+            raise ValueError(f"{type(tuning).__name__}: {name} must be at least 1, not {size}")
+
+
 def no_merge(name: str) -> ValueError:
     """What is raised where such a tree should become a plain model's."""
     return ValueError(
@@ -68,7 +76,7 @@ def after_tokens(
     for place, block in enumerate(model.pattern):
         for name in block.sublayers:
             layers = after.layers[place :: len(model.pattern)]
-            states = [_begun(getattr(layer, name), count) for layer in layers]
+            states = [begun(getattr(layer, name), count) for layer in layers]
             if jax.tree.leaves(states):
                 found[place, name] = jax.tree.map(lambda *each: jnp.stack(each), *states)
     return found
@@ -79,7 +87,7 @@ def _dense(mixer: Sublayer) -> Sublayer:
     return replace(mixer, sparsity=Full()) if isinstance(mixer, SoftmaxAttention) else mixer
 
 
-def _begun(state: State, count: int) -> State:
+def begun(state: State, count: int) -> State:
     """What documents begin from, of the state after `count` tokens: of a cache, its entries."""
     if not isinstance(state, GrowingCache):
         return state

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lcx.adapters.beginning import after_tokens, drawn_embeddings, no_merge, with_beginning
+from lcx.adapters.beginning import (
+    after_tokens,
+    check_sizes,
+    drawn_embeddings,
+    no_merge,
+    with_beginning,
+)
 from lcx.dense import matrix, normal, uniform, vector
 from lcx.mixers import SoftmaxAttention
 from lcx.mixers.softmax_attention import VirtualKeys
@@ -35,7 +41,7 @@ class PrefixTuning:
     place of keys and values themselves (section 4.3); first values are random then."""
 
     def __post_init__(self):
-        check_counts(self)
+        check_sizes(self)
 
     def trained(self, model: LM) -> frozenset[str]:
         if not _attending(model):
@@ -112,11 +118,3 @@ def _attending(model: LM) -> dict[int, SoftmaxAttention]:
     """Blocks with softmax attention, by place."""
     mixers = {place: block.mixer for place, block in enumerate(model.pattern)}
     return {place: m for place, m in mixers.items() if isinstance(m, SoftmaxAttention)}
-
-
-def check_counts(tuning: object) -> None:
-    """Raise ValueError for sizes that are not positive."""
-    for name in ("tokens", "hidden"):
-        size = getattr(tuning, name, None)
-        if size is not None and size < 1:
-            raise ValueError(f"{type(tuning).__name__}: {name} must be at least 1, not {size}")

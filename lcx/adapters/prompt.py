@@ -10,12 +10,12 @@ from jaxtyping import Array, Float
 
 from lcx.adapters.beginning import (
     after_tokens,
+    check_sizes,
     drawn_embeddings,
     no_merge,
     turns_alike,
     with_beginning,
 )
-from lcx.adapters.prefix import check_counts
 from lcx.dense import matrix, normal, uniform, vector
 from lcx.mixers import SoftmaxAttention
 from lcx.model import LM
@@ -38,7 +38,7 @@ class PromptTuning:
     """M, virtual tokens."""
 
     def __post_init__(self):
-        check_counts(self)
+        check_sizes(self)
 
     def trained(self, model: LM) -> frozenset[str]:
         _check(type(self).__name__, model)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lcx import spec
-from lcx.cost import uncounted_note
+from lcx.cost import Cost, uncounted_note
 from lcx.experiment import Train
 from lcx.protocols.measures import Measure
 from lcx.report.look import swatch
@@ -105,7 +105,7 @@ def variant_table(report: Report) -> str:
         rate = setup["learning_rate"]
         cells = [
             f"{setup['layers']}", f"{setup['width']:,}", _heads(setup["heads"]),
-            f"{v['cost']['parameters']:,}",
+            _parameters(v["cost"]),
             f"{setup['batch']:,} x {setup['length']:,}{spread}" if trained else "–",
             f"{setup['steps']:,}" if trained else "–",
             f"{v['train_tokens']:,.0f}" if v["train_tokens"] else "–",
@@ -124,6 +124,12 @@ def variant_table(report: Report) -> str:
             ]
         )
     return _table(head, [*rows, *_failed(report, len(head) - 1)])
+
+
+def _parameters(cost: Cost) -> str:
+    """How many there are; below, how many of them, and beside them, are trained where few are."""
+    tuned = cost.get("tuned_parameters")  # pages show results of earlier versions, too
+    return f"{cost['parameters']:,}" + ("" if tuned is None else _small(f"trained: {tuned:,}"))
 
 
 def cost_table(report: Report) -> str:

@@ -115,24 +115,33 @@ def print_table(report: Report, console: Console) -> None:
 def print_costs(costs: dict[str, Cost], console: Console) -> None:
     """What each variant takes, and what decoding keeps at each length, for a terminal."""
     lengths = [int(length) for length in next(iter(costs.values()))["state_bytes"]]
+    few = any(cost["tuned_parameters"] is not None for cost in costs.values())
     rows = [
         [
             Text(name),
             Text(short_count(cost["parameters"])),
+            *([Text(_trained(cost))] if few else []),
             Text(megaflops(cost["training_flops"])),
             *(Text(short_bytes(cost["state_bytes"][str(length)])) for length in lengths),
         ]
         for name, cost in costs.items()
     ]
-    left_out = _print_by_length(["variant", "params", "MFLOP"], lengths, rows, 28, console)
+    head = ["variant", "params", *(["trained"] if few else []), "MFLOP"]
+    left_out = _print_by_length(head, lengths, rows, 28, console)
     _print_note(
-        "Parameters; MFLOP per token of training at its training length, forward and backward; and "
-        "the bytes of state that decoding keeps of a text, by its length in tokens."
+        f"Parameters{', and how many are trained' if few else ''}; MFLOP per token of training at "
+        "its training length, forward and backward; and the bytes of state that decoding keeps of "
+        "a text, by its length in tokens."
         + (f" A wider terminal shows {plural(left_out, 'more length')}." if left_out else ""),
         console,
     )
     if note := uncounted_note(n for cost in costs.values() for n in cost["uncounted"]):
         console.print(note)
+
+
+def _trained(cost: Cost) -> str:
+    tuned = cost["tuned_parameters"]
+    return short_count(cost["parameters"] if tuned is None else tuned)
 
 
 def _print_by_length(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lcx.adapters.beginning import _begun
+from lcx.adapters.beginning import begun
 from lcx.checking.bounds import rounding
 from lcx.checking.trial import compiled
 from lcx.mixers import SoftmaxAttention
@@ -61,12 +61,12 @@ def state_before(sublayer, params, before):
 
 
 def packed(sublayer, params, x, before, ctx):
-    state = _begun(state_before(sublayer, params, before), BEFORE)
+    state = begun(state_before(sublayer, params, before), BEFORE)
     return sublayer(params, x, ctx._replace(initial=state)).x
 
 
 def in_shards(sublayer, params, x, before, ctx):
-    state = _begun(state_before(sublayer, params, before), BEFORE)
+    state = begun(state_before(sublayer, params, before), BEFORE)
 
     def call(params, x, ctx, state):
         return sublayer(params, x, ctx._replace(shards=shards, initial=state)).x
@@ -77,7 +77,7 @@ def in_shards(sublayer, params, x, before, ctx):
 
 def in_pieces(sublayer, params, x, before, ctx):
     """Two pieces of the rows, with a state of their own between."""
-    first = _begun(state_before(sublayer, params, before), BEFORE)
+    first = begun(state_before(sublayer, params, before), BEFORE)
     state, outputs = sublayer.init_state(case(sublayer).dims, len(x), LENGTH), []
     for at in (slice(0, 17), slice(17, LENGTH)):
         piece = jax.tree.map(lambda a, at=at: a[:, at], ctx)._replace(initial=first)
