@@ -49,7 +49,8 @@ def no_merge(name: str) -> ValueError:
     """What is raised where such a tree should become a plain model's."""
     return ValueError(
         f"{name}: the documents of a plain model begin from nothing, so it cannot be merged, and "
-        "nothing can begin from it or be exported as a model; LoRA can"
+        "nothing can begin from it or be exported as a model (LoRA can be). lcx export --adapter "
+        "writes prompts and prefixes alone"
     )
 
 
