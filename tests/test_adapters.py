@@ -1,5 +1,6 @@
 """Fine-tuning with few parameters: what every method keeps to, under every kind of mixer."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -25,7 +26,7 @@ from lcx.adapters import (
 )
 from lcx.adapters.beginning import drawn_embeddings
 from lcx.adapters.bottleneck import PARTS
-from lcx.adapters.lora import merged_kernel
+from lcx.adapters.lora import _one_product, merged_kernel
 from lcx.adapters.split import begin, by_path, check_merges, frozen, merged, tuned
 from lcx.block import Block
 from lcx.experiment import Experiment, Train, validate
@@ -391,13 +392,37 @@ def test_frozen_weights_have_no_products_for_their_gradients():
         state = jax.eval_shape(partial(fresh_state, experiment, optimizer), jax.random.key(0))
         step = jax.jit(make_step(experiment, optimizer))
         lowered = step.lower(state, batch, held(experiment, start))
-        text = lowered.compile().as_text()
-        return re.findall(r"= f32(\[[\d,]*\])\S* dot\(", text)
+        return sums_over(lowered.compile().as_text(), batch.tokens.size)
 
     everything, few = products(None), products(LoRA(2, of=("mixer", "channel")))
     weights = ("[16,16]", "[16,56]", "[56,16]", "[16,40]")
     assert sum(everything.count(shape) for shape in weights) >= 2 * 7 + 1
     assert [shape for shape in few if shape in weights] == []
+    assert few.count("[2,56]") + few.count("[2,16]") >= 2 * 7  # gradients of B
+
+
+def sums_over(text: str, tokens: int) -> list[str]:
+    """The shapes of products, in a compiled text, that are sums over so many tokens."""
+    shapes = dict(re.findall(r"%?([\w.-]+) = f32(\[[\d,]*\])", text))
+    found = re.findall(
+        r"= f32(\[[\d,]*\])\S* dot\((?:f32\S* )?%?([\w.-]+),.*lhs_contracting_dims=\{(\d)\}", text
+    )
+    return [shape for shape, left, axis in found if json.loads(shapes[left])[int(axis)] == tokens]
+
+
+def test_one_product_has_the_gradients_of_three():
+    """Of x (W + scale A B), by x, W, A and B, against float64 of x W + scale (x A) B."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    shapes = ((30, 7), (7, 11), (7, 2), (2, 11))
+    arrays = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=False)]
+    dy = jax.random.normal(keys[4], (30, 11))
+    y, pull = jax.vjp(partial(_one_product, 0.7), *arrays)
+    x, kernel, a, b = (np.asarray(array, np.float64) for array in arrays)
+    d = np.asarray(dy, np.float64)
+    wide = kernel + 0.7 * a @ b
+    expected = (x @ wide, d @ wide.T, x.T @ d, 0.7 * x.T @ d @ b.T, 0.7 * a.T @ x.T @ d)
+    for got, right in zip((y, *pull(dy)), expected, strict=True):
+        np.testing.assert_allclose(got, right, rtol=0, atol=1e-6 * np.abs(right).max())
 
 
 def test_what_is_merged_is_rounded_once():
