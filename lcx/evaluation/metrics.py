@@ -208,9 +208,11 @@ def compare(
     for other in (*a[1:], *b):
         check_same_targets(a[0], other, measure.per)
     of_a, of_b = (_scores([run["documents"] for run in runs], measure) for runs in (a, b))
-    weights = _weights(a[0]["documents"], measure)
-    # tokens that cover the same span may stick out by other numbers of bytes: rates are compared
-    of_b = of_b * (weights / _weights(b[0]["documents"], measure))
+    weights, of_the_other = (_weights(x[0]["documents"], measure) for x in (a, b))
+    # tokens that cover the same span may stick out by other numbers of bytes: rates are compared.
+    # The end of a turn alone has no bytes, whatever the tokenizer
+    some = of_the_other > 0
+    of_b = of_b * np.divide(weights, of_the_other, out=np.ones_like(weights), where=some)
     with np.errstate(invalid="ignore"):  # infinite in both: no number says how they differ
         estimate = difference(of_a, of_b, weights, paired_runs)
     low, high = estimate.interval()
