@@ -171,6 +171,17 @@ def test_other_tokenizers_pair_by_bytes():
         compare([coarse], [score(nats)], PERPLEXITY, paired_runs=False)
 
 
+def test_a_document_whose_tokens_have_no_bytes_pairs_too():
+    """Of an answer that ends where a window does, the end of the turn alone may be scored."""
+    one, other = (documents(draws(24, seed=seed)) for seed in (0, 1))
+    for made in (one, other):
+        made[3] |= {"bytes": 0, "tokens": 1}
+    a, b = (context_score(64, made, 128, ALL) for made in (one, other))
+    found = compare([a], [b], BITS, paired_runs=False)
+    assert found["value"] == pytest.approx(a["bits_per_byte"] - b["bits_per_byte"], rel=1e-9)
+    assert all(math.isfinite(x) for x in (*found["ci95"], found["p_value"]))
+
+
 def test_json_is_strict_and_pairs_again_after_a_round_trip():
     scores = [score(x) for x in ([1.0, math.nan], [1.0, 2.0])]
     text = json.dumps(jsonable(scores), allow_nan=False)
