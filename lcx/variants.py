@@ -6,10 +6,11 @@ from typing import Any
 
 from lcx import spec
 from lcx.data import Task, Texts, same_tokens, spells_as
-from lcx.experiment import Experiment, Experiments, check_cuts, known
+from lcx.experiment import Experiment, Experiments, known
 from lcx.huggingface import Pretrained
 from lcx.model import LM
 from lcx.paths import resolved
+from lcx.validation import check_cuts
 
 
 def check_links(experiments: Experiments) -> None:

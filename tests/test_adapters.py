@@ -29,7 +29,7 @@ from lcx.adapters.bottleneck import PARTS
 from lcx.adapters.lora import _one_product, merged_kernel
 from lcx.adapters.split import begin, by_path, check_merges, frozen, merged, tuned
 from lcx.block import Block
-from lcx.experiment import Experiment, Train, validate
+from lcx.experiment import Experiment, Train
 from lcx.layers import MLP, LayerNorm, RWKV7ChannelMix, RWKVChannelMix, SwiGLU
 from lcx.mixers import (
     RGLRU,
@@ -48,6 +48,7 @@ from lcx.training.origin import Origin
 from lcx.training.restore import AnotherBaseError, restore_params, restore_plain
 from lcx.training.runs import Run
 from lcx.types import Batch
+from lcx.validation import validate
 from tests.tiny import tiny
 
 NORM = LayerNorm()

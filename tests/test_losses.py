@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from lcx.block import Block
-from lcx.experiment import Experiment, Train, validate
+from lcx.experiment import Experiment, Train
 from lcx.layers import SwiGLU
 from lcx.layers.noise import noisy
 from lcx.logits import over_logits
@@ -39,6 +39,7 @@ from lcx.parallel.mesh import BATCH, Mesh, make_mesh, shardings
 from lcx.spec import describe
 from lcx.training.loop import fresh_state, jit_step, make_step, make_validation
 from lcx.types import Batch, Context, Policy
+from lcx.validation import validate
 from tests.tiny import tiny
 
 VOCAB, WIDTH, LENGTH = 9, 6, 16

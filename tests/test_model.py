@@ -12,7 +12,7 @@ import pytest
 from lcx import logits as logits_of
 from lcx.block import Block
 from lcx.checking.bounds import rounding
-from lcx.experiment import Experiment, check_cuts
+from lcx.experiment import Experiment
 from lcx.layers import CHANNELS, LayerNorm, RWKVChannelMix, SwiGLU
 from lcx.losses import CrossEntropy
 from lcx.mixers import (
@@ -37,6 +37,7 @@ from lcx.parallel.mesh import Mesh, make_mesh, shardings
 from lcx.positions import RoPE
 from lcx.sparsity import Fixed, ShiftedGroups, Strided, TopBlocks, Window
 from lcx.types import Batch, Context
+from lcx.validation import check_cuts
 from tests.bounds import assert_rounded
 
 SMALL = SwiGLU(hidden=24)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lcx.block import Block
 from lcx.dense import Kind, vector
-from lcx.experiment import types, validate
+from lcx.experiment import types
 from lcx.layers import LayerNorm
 from lcx.mixers import RGLRU, RWKV6, RWKV7
 from lcx.model import LM, parameters
@@ -27,6 +27,7 @@ from lcx.training.loop import fresh_state, train
 from lcx.training.origin import Origin
 from lcx.training.runs import Run
 from lcx.types import Dims
+from lcx.validation import validate
 from tests.contracts.cases import SUBLAYERS, name
 from tests.tiny import tiny
 

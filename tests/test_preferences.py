@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lcx.adapters import LoRA
 from lcx.data import Data, Pairs
-from lcx.experiment import Experiment, Train, trained_on, validate, with_vocabulary
+from lcx.experiment import Experiment, Train, trained_on, with_vocabulary
 from lcx.losses import DPO, CrossEntropy
 from lcx.mixers import SoftmaxAttention
 from lcx.optim import AdamW
@@ -27,6 +27,7 @@ from lcx.training.origin import Origin
 from lcx.training.restore import restore_params
 from lcx.training.runs import Run
 from lcx.types import Batch
+from lcx.validation import validate
 from tests.tiny import model
 
 STEPS = 4

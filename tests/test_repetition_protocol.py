@@ -17,7 +17,6 @@ from lcx.decoding import Greedy, Temperature, TopP
 from lcx.evaluation import intervals
 from lcx.evaluation.evaluate import evaluate
 from lcx.evaluation.metrics import about
-from lcx.experiment import validate
 from lcx.generate import Generator
 from lcx.parallel.mesh import Mesh
 from lcx.parallel.preemption import Preempted
@@ -38,6 +37,7 @@ from lcx.report.summary import summarise
 from lcx.report.writer import print_table
 from lcx.spec import encode
 from lcx.types import Batch
+from lcx.validation import validate
 from lcx.variants import check_links
 from tests.reports import evaluation as result_of
 from tests.test_evaluate import After

@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from lcx.evaluation.evaluate import evaluate
-from lcx.experiment import Train, validate
+from lcx.experiment import Train
 from lcx.losses import CrossEntropy
 from lcx.optim import AdamW
 from lcx.parallel.mesh import Mesh
@@ -31,6 +31,7 @@ from lcx.training.origin import Origin
 from lcx.training.restore import finished, restore_params
 from lcx.training.runs import Run
 from lcx.types import Batch, Policy
+from lcx.validation import validate
 from tests.tiny import tiny
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from lcx.data import MQAR
-from lcx.experiment import Train, validate
+from lcx.experiment import Train
 from lcx.positions import PoSE
 from lcx.protocols import Recall
 from lcx.training import loop as module
@@ -18,6 +18,7 @@ from lcx.training.origin import Origin
 from lcx.training.restore import restore_params
 from lcx.training.runs import Run
 from lcx.types import Batch
+from lcx.validation import validate
 from tests.tiny import tiny
 
 

@@ -11,13 +11,13 @@ import pytest
 from lcx.adapters import InitialState, LoRA, PrefixTuning, PromptTuning, PTuning
 from lcx.adapters.split import begin, frozen, tuned
 from lcx.block import Block
-from lcx.experiment import validate
 from lcx.layers import MLP
 from lcx.mixers import RGLRU, GatedConv, Mamba2, SoftmaxAttention
 from lcx.model import LM
 from lcx.positions import DynamicNTK, Learned, NoPE, RoPE
 from lcx.sparsity import Strided, Window
 from lcx.types import Batch, Context
+from lcx.validation import validate
 from tests.tiny import tiny
 
 WIDTH = 16

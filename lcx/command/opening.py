@@ -12,13 +12,14 @@ from lcx import cache
 from lcx.checking import check_own
 from lcx.command.pages import check_together
 from lcx.command.session import Session
-from lcx.experiment import choose, validate, with_vocabulary
+from lcx.experiment import choose, with_vocabulary
 from lcx.huggingface.state_dict import holds_model
 from lcx.parallel.preemption import Preemption
 from lcx.parallel.processes import is_primary, join
 from lcx.parallel.xla import keep_compiled
 from lcx.progress import plain_console
 from lcx.training.kept import open_experiments
+from lcx.validation import validate
 from lcx.variants import check_links, check_seeds, check_teacher
 
 

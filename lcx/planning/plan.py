@@ -20,12 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lcx.cost import state_bytes, training_flops, uncounted, uncounted_note
-from lcx.experiment import Experiment, check_cuts, choose
+from lcx.experiment import Experiment, choose
 from lcx.model import LM, count_parameters
 from lcx.planning.chips import CHIPS, Chip, chip_named
 from lcx.planning.compiled import Measured, fit, measure
 from lcx.planning.reading import Reading, measure_reading
 from lcx.training.kept import open_experiments
+from lcx.validation import check_cuts
 from lcx.variants import teacher_model
 from lcx.wording import short_bytes, short_length, short_number, side_by_side
 
