@@ -175,6 +175,9 @@ def test_what_cannot_stand_on_one_page_is_refused_before_training(made, tmp_path
     assert lcx("compare", tmp_path / "mixed.py", "--out", tmp_path / "out") == 2
     assert "cannot be compared: protocol.contexts" in said(capsys)
     assert not (tmp_path / "out").exists()
+    # trained, they have no page
+    steps = ("--set", "train.steps=1", "--only", "softmax,own")
+    assert lcx("train", tmp_path / "mixed.py", "--out", tmp_path / "out", *steps) == 0
 
 
 @pytest.mark.slow

@@ -38,9 +38,10 @@ class Asked(NamedTuple):
 
 
 @contextmanager
-def open_session(asked: Asked) -> Iterator[Session]:
+def open_session(asked: Asked, one_page: bool = True) -> Iterator[Session]:
     """Load, override, and check everything that can be known before long work starts.
 
+    one_page: the chosen variants are evaluated, and their results have to stand on one page.
     While the session is open, a signal to end waits for a good moment. Of several processes the
     first alone says something.
     """
@@ -76,7 +77,8 @@ def open_session(asked: Asked) -> Iterator[Session]:
     notes = (note for corpus in session.corpora.values() for note in corpus.notes)
     for note in dict.fromkeys(notes):  # other data may come from the same source
         console.print(note, style="yellow", soft_wrap=True)
-    check_together({n: (experiments[n], session.corpus(n)) for n in chosen})
+    if one_page:
+        check_together({n: (experiments[n], session.corpus(n)) for n in chosen})
     session.check_folders()
     check_own({name: experiments[name] for name in session.order}, console)
     if is_primary():

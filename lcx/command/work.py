@@ -29,7 +29,7 @@ from lcx.wording import listed
 
 def train(asked: Asked) -> int:
     """`lcx train`: the exit code."""
-    with open_session(asked) as session:
+    with open_session(asked, one_page=False) as session:
         for name in session.order:
             session.train(name)
         return _end(session, [])
