@@ -7,8 +7,9 @@ from typing import TypedDict
 
 import jax
 
-from lcx.adapters import Tuning
+from lcx.adapters import HasVirtualTokens, Tuning
 from lcx.adapters.split import shapes
+from lcx.mixers import SoftmaxAttention
 from lcx.model import LM, count_parameters, parameters
 from lcx.types import CountsFlops, Leaves, tree_bytes
 from lcx.wording import listed
@@ -80,8 +81,9 @@ def training_flops(
     up (as a tied head, it does); to these the mixers add what mixing takes. The backward pass costs
     twice the forward pass (Kaplan et al. 2020, section 2.1). Counted from the formulas: chunked and
     blockwise forms do more, where that is faster. None where a mixer does not tell. tune: frozen
-    parameters take no gradient, which is a third of theirs. teacher: its forward pass is added,
-    without what tuning has added to it.
+    parameters take no gradient, which is a third of theirs; of added ones, those beside projections
+    count, and the keys of virtual tokens, not what is done once a step. teacher: its forward pass
+    is added, without what tuning has added to it.
     """
     asked = 0.0 if teacher is None else training_flops(teacher, length)
     if asked is None:
@@ -89,24 +91,32 @@ def training_flops(
     lookup = 0 if model.tied else model.vocabulary * model.width
     weights = 2.0 * (count_parameters(model) - lookup)
     frozen, added = (0, 0) if tune is None else _tuned(tune, model)
+    virtual = tune.tokens if isinstance(tune, HasVirtualTokens) else 0
     mixing = 0.0
     for block in model.pattern:
         if not isinstance(block.mixer, CountsFlops):
             return None  # `uncounted` names it
         mixing += model.repeats * block.mixer.mixing_flops(model.dims, length)
+        if isinstance(block.mixer, SoftmaxAttention):
+            mixing += model.repeats * virtual * block.mixer.key_flops(model.dims)
     return 3 * (weights + mixing + 2.0 * added) - 2.0 * frozen + asked / 3
 
 
 def _tuned(tune: Tuning, model: LM) -> tuple[int, int]:
-    """How many parameters are frozen that take part in a multiply-add, and how many are added."""
+    """How many parameters that take part in a token's multiply-adds are frozen, and are added."""
     own, trained = parameters(model), shapes(tune, model)
     if not model.tied:
         own.pop("embed.embedding")
     inside = parameters(model).keys()
     return (
         _numbers({path: leaf for path, leaf in own.items() if path not in trained}),
-        _numbers({path: leaf for path, leaf in trained.items() if path not in inside}),
+        _numbers({p: leaf for p, leaf in trained.items() if p not in inside and _each_token(p)}),
     )
+
+
+def _each_token(path: str) -> bool:
+    """Whether an added parameter meets every token: it is beside one that does."""
+    return path.startswith("blocks.") and "_initial." not in path
 
 
 def _numbers(leaves: Leaves) -> int:

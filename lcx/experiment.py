@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 
 from lcx import spec
-from lcx.adapters import ADAPTERS, Tuning
+from lcx.adapters import ADAPTERS, HasVirtualTokens, Tuning
 from lcx.block import BLOCKS
 from lcx.data import (
     SOURCES,
@@ -137,6 +137,13 @@ class Experiment:
     def as_published(self) -> bool:
         """Whether it is a published model as it is, whose weights stay in their folder."""
         return self.train.steps == 0 and isinstance(self.init_from, Pretrained)
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many stand before every document: of `tune`, or of a published model's prompt."""
+        if isinstance(self.tune, HasVirtualTokens):
+            return self.tune.tokens
+        return self.init_from.virtual_tokens if isinstance(self.init_from, Pretrained) else 0
 
     def training_differences(self, other: "Experiment") -> list[str]:
         """Where two experiments differ in what they train.

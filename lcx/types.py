@@ -262,10 +262,13 @@ class Sublayer(Protocol):
 
 @runtime_checkable
 class Begins(Protocol):
-    """A sublayer whose documents can begin from any state of its own (`Context.initial`)."""
+    """A sublayer whose documents can begin from any state of its own (`Context.initial`).
+
+    Fields of it that are None are as before the first token.
+    """
 
     @property
-    def learned(self) -> str | None:
+    def learned_state(self) -> str | None:
         """Which part of its state sums the values of the past (`S`), and can be learned in place of
         zeros; None: there is none."""
         ...

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 
 from lcx import spec
-from lcx.adapters import HasVirtualTokens
 from lcx.adapters.split import check_merges
 from lcx.adapters.split import shapes as tuned_shapes
 from lcx.data import PairedTexts, Texts, places
@@ -61,8 +60,7 @@ def _check_positions(experiment: Experiment) -> None:
         return
     most = train.length if train.positions is None else train.positions.longest
     longest = max(most if train.steps else 0, experiment.evaluation.longest)
-    if isinstance(experiment.tune, HasVirtualTokens):
-        longest += experiment.tune.tokens
+    longest += experiment.virtual_tokens
     if longest > table.capacity:
         raise ValueError(
             f"has vectors for texts of {table.capacity} tokens, and there are some of {longest}"
@@ -71,7 +69,7 @@ def _check_positions(experiment: Experiment) -> None:
 
 def _check_published(experiment: Experiment, start: Pretrained) -> None:
     start.check(experiment.model)
-    if not (experiment.as_published or start.is_plain):
+    if start.virtual_tokens and not experiment.as_published:
         raise ValueError(
             "has virtual tokens before its documents, from which no training begins; "
             "train.steps=0 evaluates it"

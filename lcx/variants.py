@@ -67,6 +67,8 @@ def check_teacher(name: str, experiments: Experiments, corpora: Mapping[Task, Te
             f"{where} has another tokenizer; the probabilities of two models are compared id by id"
         )
     longest = train.length if train.positions is None else train.positions.longest
+    read_by = teacher if isinstance(teacher, Pretrained) else experiments[teacher]
+    longest += read_by.virtual_tokens
     if model.positions is not None and longest > model.positions.capacity:
         raise ValueError(
             f"{where} has vectors for texts of {model.positions.capacity} tokens, and is to read "

@@ -30,10 +30,18 @@ from lcx.adapters.lora import _one_product, merged_kernel
 from lcx.adapters.split import begin, by_path, check_merges, frozen, merged, tuned
 from lcx.block import Block
 from lcx.experiment import Experiment, Train
-from lcx.layers import MLP, LayerNorm, RWKV7ChannelMix, RWKVChannelMix, SwiGLU
+from lcx.layers import (
+    MLP,
+    LayerNorm,
+    RWKV6ChannelMix,
+    RWKV7ChannelMix,
+    RWKVChannelMix,
+    SwiGLU,
+)
 from lcx.mixers import (
     RGLRU,
     RWKV4,
+    RWKV6,
     RWKV7,
     GatedDeltaNet,
     LinearAttention,
@@ -58,6 +66,7 @@ BLOCKS = {
     ),
     "linear": Block(LinearAttention(heads=2), SwiGLU(32), NORM),
     "gated": Block(Mamba2(head_width=16, state=8), SwiGLU(32), NORM),
+    "by feature": Block(RWKV6(heads=2), RWKV6ChannelMix(32), NORM),
     "delta": Block(GatedDeltaNet(heads=2), MLP(32), NORM),
     "rwkv7": Block(RWKV7(heads=2), RWKV7ChannelMix(32), NORM),
     "rglru": Block(RGLRU(heads=2), SwiGLU(32), NORM),

@@ -132,7 +132,7 @@ class FromNothing(RetNet):
 @dataclass(frozen=True)
 class Misnamed(RetNet):
     @property
-    def learned(self):
+    def learned_state(self):
         return "matrix"
 
 
@@ -214,7 +214,11 @@ MISTAKES = [
     (Forgets(), "pieces", "Forgets: pieces with a state are not the whole"),
     (WholeAlone(), "shards", "(mesh.seq=2) the output at position 2 is another (of 4 tokens)"),
     (FromNothing(), "begins", "does not read it as one that goes on: position 0 of a document"),
-    (Misnamed(), "begins", "its `learned` is 'matrix', and its state, MatrixState, has no such"),
+    (
+        Misnamed(),
+        "begins",
+        "its `learned_state` is 'matrix', and its state, MatrixState, has no such",
+    ),
     (InFp32(), "dtypes", "gave float32 under Policy(compute='bfloat16'), expected bfloat16"),
     (SoftmaxAttention(sparsity=BothWays()), "causal", "is not causal: changing token 1"),
 ]

@@ -11,13 +11,17 @@ import pytest
 from lcx.adapters import InitialState, LoRA, PrefixTuning, PromptTuning, PTuning
 from lcx.adapters.split import begin, frozen, tuned
 from lcx.block import Block
+from lcx.cost import training_flops
+from lcx.generate import Generator
 from lcx.layers import MLP
-from lcx.mixers import RGLRU, GatedConv, Mamba2, SoftmaxAttention
-from lcx.model import LM
+from lcx.mixers import MIXERS, RGLRU, GatedConv, GatedDeltaNet, Mamba2, SoftmaxAttention
+from lcx.model import LM, count_parameters
 from lcx.positions import DynamicNTK, Learned, NoPE, RoPE
 from lcx.sparsity import Strided, Window
-from lcx.types import Batch, Context
+from lcx.training.fingerprint import fingerprint
+from lcx.types import Batch, Begins, Context
 from lcx.validation import validate
+from tests.marks import rest
 from tests.tiny import tiny
 
 WIDTH = 16
@@ -116,6 +120,76 @@ def test_in_a_hybrid_each_method_is_of_the_mixers_that_take_it():
         read(tune, model, *started(tune, model)) for tune in (PromptTuning(3), PromptTuning(4))
     )
     assert (np.abs(np.asarray(before - other)) > 1e-5).any()
+
+
+BEGINNING = [mixer for mixer in MIXERS.values() if isinstance(mixer(), Begins)]
+
+
+@pytest.mark.parametrize("mixer", [*map(rest, BEGINNING), SoftmaxAttention])
+def test_every_part_of_what_is_learned_moves_every_mixer(mixer):
+    model = model_of(mixer(heads=2) if "heads" in mixer.__dataclass_fields__ else mixer())
+    state = isinstance(mixer(), Begins) and mixer().learned_state is not None
+    own = InitialState() if state else PrefixTuning(3)
+    for tune in (PromptTuning(3), own) if mixer is not GatedConv else (PromptTuning(3),):
+        start, added = started(tune, model)
+        start = jax.tree.map(
+            lambda a: a + 0.1 * jnp.sin(jnp.arange(a.size)).reshape(a.shape), start
+        )
+
+        def loss(added, tune=tune, start=start):
+            return jnp.sin(read(tune, model, start, added)).sum()
+
+        for path, gradient in jax.grad(loss)(added).items():
+            assert (np.abs(np.asarray(gradient[...])).max(axis=(0, -1)) > 0).all(), path
+
+
+HYBRID = model_of(GatedDeltaNet(heads=2), SoftmaxAttention(heads=2))
+
+
+def test_ragged_prompts_are_read_and_gone_on_from_as_each_alone():
+    """Left-padded: what is padded begins from the virtual tokens, too, and no text sees it."""
+    for tune in (PromptTuning(3), InitialState()):
+        start, added = started(tune, HYBRID)
+        whole = tuned(tune, HYBRID, added, frozen(tune, HYBRID, start))
+        prompts = [np.asarray(TOKENS[0, :9]), np.asarray(TOKENS[1, :4])]
+        written = Generator(HYBRID, whole).write(prompts, 5)
+        call = jax.jit(HYBRID)
+        for prompt, got in zip(prompts, written, strict=True):
+            text = np.concatenate([prompt, got.tokens])
+            logits = call(whole, Batch(jnp.asarray(text)[None])).x[0, len(prompt) - 1 : -1]
+            np.testing.assert_array_equal(logits.argmax(axis=-1), got.tokens)
+
+
+def test_texts_that_outgrow_vectors_of_positions_are_refused():
+    model = model_of(SoftmaxAttention(heads=2, position=NoPE()), positions=Learned(16))
+    tune = PromptTuning(4)
+    start, added = started(tune, model)
+    generator = Generator(model, tuned(tune, model, added, frozen(tune, model, start)))
+    assert len(generator.write([np.arange(6)], 6)[0].tokens) == 6
+    with pytest.raises(ValueError, match=r"4 virtual tokens, a prompt of 7 .* and 6 new .* are 17"):
+        generator.write([np.arange(7)], 6)
+
+
+def test_a_fingerprint_is_of_what_was_learned():
+    """Not of what is computed from it, which other compilations round otherwise."""
+    tune = PromptTuning(3)
+    start, added = started(tune, HYBRID)
+    whole = tuned(tune, HYBRID, added, frozen(tune, HYBRID, start))
+    other = jax.jit(lambda a: tuned(tune, HYBRID, a, frozen(tune, HYBRID, start)))(added)
+    assert fingerprint(whole) == fingerprint(other)
+    moved = jax.tree.map(lambda a: a + 1e-3, added)
+    assert fingerprint(whole) != fingerprint(
+        tuned(tune, HYBRID, moved, frozen(tune, HYBRID, start))
+    )
+
+
+def test_virtual_tokens_cost_their_keys_alone():
+    """A score and a sum of each, forward and backward; their networks run once a step."""
+    model = model_of(SoftmaxAttention(heads=2))
+    without = training_flops(model, 64) - 2 * count_parameters(model)  # all are frozen
+    layers, one = 2, 4 * WIDTH  # FLOPs of a key, of all heads
+    for tune in (PromptTuning(20), PTuning(20), PrefixTuning(20), PrefixTuning(20, hidden=512)):
+        assert training_flops(model, 64, tune) == without + 3 * layers * 20 * one
 
 
 class Forgetful(MLP):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lcx.block import BlockState
 from lcx.mixers import SoftmaxAttention
 from lcx.mixers.softmax_attention import VirtualKeys
 from lcx.model import BEGIN, LM
@@ -25,16 +26,24 @@ Places = Mapping[tuple[int, str], State]
 of its sublayer."""
 
 
-def with_beginning(params: Params, states: Places, first: int) -> Params:
-    """The tree, with documents that begin from these states, at the position `first`."""
+def with_beginning(
+    params: Params, states: Places, first: int, added: Mapping[str, nnx.Variable]
+) -> Params:
+    """The tree, with documents that begin from these states, at the position `first`.
+
+    What is learned stays in the tree, too: states that are computed from it are rounded otherwise
+    on another mesh, and a fingerprint has to be the same.
+    """
 
     def with_own(place: int, block: Params) -> Params:
         own = {f"{name}_initial": nnx.data(s) for (at, name), s in states.items() if at == place}
         return nnx.Dict(**dict(block.items()), **own)
 
     blocks = [with_own(place, block) for place, block in enumerate(params.blocks)]
-    changed = {"blocks": nnx.List(blocks), BEGIN: jnp.asarray(first, jnp.int32)}
-    return nnx.Dict(**dict(params.items()) | changed)
+    at = nnx.data(jnp.asarray(first, jnp.int32))
+    changed = {"blocks": nnx.List(blocks), BEGIN: at}
+    learned = nnx.Dict(**{path.replace(".", "_"): leaf for path, leaf in added.items()})
+    return nnx.Dict(**dict(params.items()) | changed, learned=learned)
 
 
 def check_sizes(tuning: object) -> None:
@@ -48,14 +57,16 @@ def check_sizes(tuning: object) -> None:
 def no_merge(name: str) -> ValueError:
     """What is raised where such a tree should become a plain model's."""
     return ValueError(
-        f"{name}: the documents of a plain model begin from nothing, so it cannot be merged, and "
-        "nothing can begin from it or be exported as a model (LoRA can be). lcx export --adapter "
-        "writes prompts and prefixes alone"
+        f"{name}: the documents of a plain model begin from nothing, so that it cannot be merged. "
+        "No variant can start from such a run, and it is no model to be exported; LoRA is"
     )
 
 
 def drawn_embeddings(base: Params, tokens: int, rngs: nnx.Rngs) -> Float[Array, "n D"]:
-    """Those of tokens drawn evenly from the vocabulary (Lester et al. 2021, section 3.2)."""
+    """Those of tokens drawn from the vocabulary, all as likely.
+
+    Lester et al. 2021, section 3.2, draw from the most frequent, which a model does not know.
+    """
     table = base.embed.embedding[...]
     return table[jax.random.randint(rngs.params(), (tokens,), 0, table.shape[0])]
 
@@ -65,18 +76,23 @@ def after_tokens(
 ) -> dict[tuple[int, str], State]:
     """The states after n tokens with these embeddings, which stand at positions 0 to n - 1.
 
-    They are read once, in one row, whatever the number of documents: no token depends on what
-    follows it. In softmax attention all of them see each other, whatever its sparsity.
+    They are read in one row, whatever the number of documents: no token depends on what follows
+    it. In softmax attention each sees all before it, whatever the sparsity.
     """
     dense = tuple(replace(block, mixer=_dense(block.mixer)) for block in model.pattern)
     reads, count = replace(model, pattern=dense), len(embeddings)
     tokens = Batch(jnp.arange(count, dtype=jnp.int32)[None])
     own = dict(params.items()) | {"embed": nnx.Dict(embedding=nnx.Param(embeddings))}
-    after = reads.hidden(nnx.Dict(**own), tokens, reads.init_state(1, count)).state
+
+    @jax.jit
+    def read(tree: Params) -> list[BlockState]:
+        return reads.hidden(tree, tokens, reads.init_state(1, count)).state.layers
+
+    after = read(nnx.Dict(**own))
     found: dict[tuple[int, str], State] = {}
     for place, block in enumerate(model.pattern):
         for name in block.sublayers:
-            layers = after.layers[place :: len(model.pattern)]
+            layers = after[place :: len(model.pattern)]
             states = [begun(getattr(layer, name), count) for layer in layers]
             if jax.tree.leaves(states):
                 found[place, name] = jax.tree.map(lambda *each: jnp.stack(each), *states)

@@ -20,10 +20,10 @@ class InitialState:
     """State tuning: each recurrence begins a document from a learned state, in place of zeros.
 
     Learned is the sum of the past's values, in fp32: matrices S, of RG-LRU the vector h, of RWKV-4
-    the numerator. What normalises it begins from nothing: a learned denominator could become
-    negative. 0 at first, so that the model begins as its base. Sublayers that sum nothing, such as
-    softmax attention in a hybrid, stay as they are; `PrefixTuning` is their like. As RWKV's users
-    tune RWKV-5 to 7 (RWKV-PEFT, "state tuning"); Galim et al. 2025 (arXiv:2503.03499).
+    the numerator, beside which keys below -87 count as nothing. What normalises it begins from
+    nothing: a learned denominator could become negative. 0 at first, so that the model begins as
+    its base. Sublayers that sum nothing, such as softmax attention in a hybrid, stay as they are;
+    `PrefixTuning` is their like. As RWKV-5 to 7 are tuned by RWKV-PEFT ("state tuning").
     """
 
     def trained(self, model: LM) -> frozenset[str]:
@@ -47,8 +47,8 @@ class InitialState:
         for there in _summing(model):
             zeros = jax.tree.map(jnp.zeros_like, there.state)
             value = added[f"{there.path}.{there.sum}"][...]
-            states[there.place, there.name] = _with_field(zeros, there.sum, value)
-        return with_beginning(params, states, first=0)
+            states[there.place, there.name] = with_field(zeros, there.sum, value)
+        return with_beginning(params, states, 0, added)
 
     def merge(self, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
         raise no_merge("InitialState")
@@ -82,14 +82,14 @@ def _summing(model: LM) -> list[_Sum]:
     found = []
     for place, block in enumerate(model.pattern):
         for name, sublayer in block.sublayers.items():
-            if isinstance(sublayer, Begins) and sublayer.learned is not None:
+            if isinstance(sublayer, Begins) and sublayer.learned_state is not None:
                 one = partial(block.init_state, model.dims, 1, 1)
                 state = jax.eval_shape(lambda one=one: jax.tree.map(stacked, one()))
-                found.append(_Sum(place, name, sublayer.learned, getattr(state, name)))
+                found.append(_Sum(place, name, sublayer.learned_state, getattr(state, name)))
     return found
 
 
-def _with_field(state: State, path: str, value: jax.Array) -> State:
+def with_field(state: State, path: str, value: jax.Array) -> State:
     """The state with another value at a path; other fields of its own are absent."""
     name, _, within = path.partition(".")
     if within:  # a part of a part, whose others stay

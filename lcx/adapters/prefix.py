@@ -84,7 +84,7 @@ class PrefixTuning:
 
     def place(self, model: LM, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
         states = {(place, "mixer"): there for place, there in self.keys(model, added).items()}
-        return with_beginning(params, states, first=self.tokens)
+        return with_beginning(params, states, self.tokens, added)
 
     def keys(self, model: LM, added: Mapping[str, nnx.Variable]) -> dict[int, VirtualKeys]:
         """What stands before documents, by the place of the block; [L 1 M G K]."""

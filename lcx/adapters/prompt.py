@@ -29,9 +29,9 @@ class PromptTuning:
     """Prompt tuning: learned embeddings of virtual tokens before every document.
 
     Lester et al. 2021 (arXiv:2104.08691), section 2. Whatever mixer a model has reads them as it
-    reads any token; the document's own stand at positions from `tokens` on. They are read once a
-    step, not once a document, and are no targets. Softmax attention sees all of them, under any
-    sparsity. At first they are the embeddings of tokens drawn from the vocabulary.
+    reads any token; the document's own stand at positions from `tokens` on. They are read once for
+    each part of a batch, not once a document, and are no targets. Softmax attention sees all of
+    them, under any sparsity. At first they are the embeddings of tokens drawn from the vocabulary.
     """
 
     tokens: int = 20
@@ -53,7 +53,7 @@ class PromptTuning:
 
     def place(self, model: LM, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
         states = after_tokens(model, params, self.embeddings(added))
-        return with_beginning(params, states, first=self.tokens)
+        return with_beginning(params, states, self.tokens, added)
 
     def merge(self, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
         raise no_merge(type(self).__name__)
@@ -104,5 +104,5 @@ def _check(name: str, model: LM) -> None:
             ):
                 raise ValueError(
                     f"{name}: {kind} cannot begin a document from a state; a sublayer that takes "
-                    "`Context.initial` and has a property `learned` can"
+                    "`Context.initial` and has a property `learned_state` can"
                 )

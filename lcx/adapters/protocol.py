@@ -34,7 +34,10 @@ class Tuning(Protocol):
         ...
 
     def place(self, model: LM, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
-        """The model's tree with what is added in its place; the arrays are the same ones."""
+        """The model's tree with what is added, or what is made of it, in its place.
+
+        The model's own arrays are the same ones.
+        """
         ...
 
     def merge(self, params: Params, added: Mapping[str, nnx.Variable]) -> Params:

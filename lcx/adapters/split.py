@@ -40,7 +40,8 @@ def frozen(tune: Tuning, model: LM, base: Params) -> Leaves:
 
 def tuned(tune: Tuning, model: LM, trained: Leaves, frozen: Leaves) -> Params:
     """The whole tree again, with what the method adds in its place."""
-    return tune.place(model, *_apart(model, trained, frozen))
+    with model.policy.precise():
+        return tune.place(model, *_apart(model, trained, frozen))
 
 
 def merged(tune: Tuning, model: LM, trained: Leaves, frozen: Leaves) -> Params:

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float32, Int
 
+from lcx.adapters.initial_state import with_field
 from lcx.checking.smallest import (
     changed_where,
     first_position,
@@ -323,14 +324,14 @@ def begins_from_a_state(trial: Trial) -> None:
     Of sublayers that say so (`Begins`).
     """
     sublayer, dims, n = trial.sublayer, trial.dims, trial.length // 2
-    learned = getattr(sublayer, "learned", None)
+    learned = getattr(sublayer, "learned_state", None)
     state = sublayer.init_state(dims, 1, n)
     if learned is not None:
         try:
             reduce(getattr, learned.split("."), state)
         except AttributeError:
             raise BrokenLawError(
-                f"{trial.name}: its `learned` is {learned!r}, and its state, "
+                f"{trial.name}: its `learned_state` is {learned!r}, and its state, "
                 f"{type(state).__name__}, has no such part"
             ) from None
     x, params = trial.x[:, : 2 * n], trial.params
@@ -343,11 +344,15 @@ def begins_from_a_state(trial: Trial) -> None:
     two = jnp.repeat(jnp.array([1, 2], jnp.int32), n)[None] * trial.ones(2 * n)
     ctx = Context.of(jnp.tile(positions, (ROWS, 2)), two, lengths=jnp.tile(lengths, (ROWS, 2)))
     got = sublayer(params, x, ctx._replace(initial=state)).x[:, n:]
+    if learned is not None:  # what is not learned is absent
+        value: Any = reduce(getattr, learned.split("."), state)
+        alone = with_field(state, learned, value)
+        jax.eval_shape(sublayer, params, x, ctx._replace(initial=alone))
     if (far := outside(got, y, trial.units.y)).any():
         raise BrokenLawError(
-            f"{trial.name} says by its `learned` that documents can begin from a state, and does "
-            f"not read it as one that goes on: position {first_position(far)} of a document is "
-            "another (ctx.initial, where ctx.starts)"
+            f"{trial.name} says by its `learned_state` that documents can begin from a state, and "
+            f"does not read it as one that goes on: position {first_position(far)} of a document "
+            "is another (ctx.initial, where ctx.starts)"
         )
 
 

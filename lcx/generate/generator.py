@@ -17,11 +17,12 @@ from lcx.decoding import Decoding, Ends, Found, Greedy, OneByOne, Read, Search, 
 from lcx.generate.guarded import Guarded, guarded
 from lcx.generate.stops import StopStrings
 from lcx.generate.written import NOTHING, Begun, Part, Written, joined
-from lcx.model import LM, PerToken
+from lcx.model import BEGIN, LM, PerToken
 from lcx.parallel.mesh import ROWS, Mesh, place
 from lcx.repetition.loops import RepetitionGuard, Resample, Separate
 from lcx.streaming import Streamer
 from lcx.types import Batch, Ids, Params, State
+from lcx.wording import plural
 
 GREEDY, ONE_DEVICE = Greedy(), Mesh()
 
@@ -281,9 +282,12 @@ class Generator:
         if new < 1:
             raise ValueError(f"at least one new token is needed, not {new}")
         learned, longest = self._model.positions, max(map(len, prompts))
-        if learned is not None and longest + new > learned.capacity:
+        before = int(self._params[BEGIN]) if BEGIN in self._params else 0
+        total = before + longest + new
+        if learned is not None and total > learned.capacity:
+            virtual = f"{plural(before, 'virtual token')}, " if before else ""
             raise ValueError(
-                f"a prompt of {longest} tokens and {new} new ones are {longest + new}; the model "
+                f"{virtual}a prompt of {longest} tokens and {new} new ones are {total}; the model "
                 f"has learned vectors of {learned.capacity} positions"
             )
 

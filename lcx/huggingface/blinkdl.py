@@ -27,7 +27,7 @@ SIZES = {
 }
 """Of a model, each as an axis of a tensor."""
 VARIANTS = {
-    ".att.time_state": "a first state that was learned",
+    ".att.time_state": "a learned initial state beside the weights",
     ".att.gate_w1": "RWKV-6a: a gate of low rank",
     ".att.time_maa_rkvw_w1": "RWKV-6b or 6c: mixes of four, and no gate",
     ".qkv.": "RWKV-7b or 8: attention beside the recurrence",
@@ -36,7 +36,7 @@ VARIANTS = {
     ".tiny_q": "attention in one of the layers",
     "head_q.": "a head that copies from the text",
 }
-"""What lcx does not have, by a part of a tensor's name."""
+"""What is not read, by a part of a tensor's name."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from lcx.cache import Digest
 from lcx.huggingface.export import check_empty, family_of
 from lcx.mixers import SoftmaxAttention
 from lcx.model import LM
+from lcx.sparsity import Full
 from lcx.types import Leaves, Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -80,6 +81,7 @@ class PromptFolder:
         tuning = self.tuning
         try:
             tuning.trained(model)
+            _check_dense(model)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
         width = model.width
@@ -115,6 +117,17 @@ class PromptFolder:
         return str(digest)
 
 
+def _check_dense(model: LM) -> None:
+    """Raise ValueError for a model whose tokens lose sight of what is far, as virtual ones are."""
+    for block in model.pattern:
+        if isinstance(block.mixer, SoftmaxAttention) and not isinstance(block.mixer.sparsity, Full):
+            raise ValueError(
+                f"peft's virtual tokens leave a {type(block.mixer.sparsity).__name__}, and here "
+                "every token sees them: the model would compute something else. Folders are "
+                "exchanged for models whose attention is Full()"
+            )
+
+
 def _keys(model: LM, name: str) -> tuple[int, int]:
     """G and K of all layers. Raises ValueError where layers have others, or none."""
     found = {
@@ -142,12 +155,13 @@ def write_prompt(
     """What was trained, as a folder that peft reads beside a model of the family that `model` is.
 
     base: the folder or the name of that model. What a network makes of vectors is written, not the
-    network. Raises ValueError for a model that no family has; FileExistsError for a folder that
-    holds something.
+    network. Raises ValueError for a model that no family has, or with a sparsity; FileExistsError
+    for a folder that holds something.
     """
     from safetensors.numpy import save_file
 
     family_of(model)
+    _check_dense(model)
     check_empty(folder)
     heads = 1
     if isinstance(tune, PrefixTuning):

@@ -154,9 +154,9 @@ class Pretrained:
         return own.placed(model, params) if isinstance(own, PromptFolder) else params
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the parameters are a plain model's: nothing stands before its documents."""
-        return not isinstance(self._adapter, PromptFolder)
+    def virtual_tokens(self) -> int:
+        """How many stand before every document; a plain model has none."""
+        return self._adapter.tuning.tokens if isinstance(self._adapter, PromptFolder) else 0
 
     def _named(self, tensor: str) -> str:
         """As the files have it: saved without its head, a model lacks the first part of names."""

@@ -151,7 +151,7 @@ class _RWKVGated(ABC):
         )
 
     @property
-    def learned(self) -> None:
+    def learned_state(self) -> None:
         return None
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
@@ -230,7 +230,7 @@ class RWKV7ChannelMix:
         )
 
     @property
-    def learned(self) -> None:
+    def learned_state(self) -> None:
         return None
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:

@@ -51,7 +51,7 @@ class DeltaNet:
         )
 
     @property
-    def learned(self) -> str:
+    def learned_state(self) -> str:
         return "S"
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
@@ -142,7 +142,7 @@ class GatedDeltaNet:
         return keys, wide // heads
 
     @property
-    def learned(self) -> str:
+    def learned_state(self) -> str:
         return "S"
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:

@@ -45,7 +45,7 @@ class GatedConv:
         )
 
     @property
-    def learned(self) -> None:
+    def learned_state(self) -> None:
         return None
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:

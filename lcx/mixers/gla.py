@@ -55,7 +55,7 @@ class GLA:
         )
 
     @property
-    def learned(self) -> str:
+    def learned_state(self) -> str:
         return "S"
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:

@@ -43,7 +43,7 @@ class Lightning:
         )
 
     @property
-    def learned(self) -> str:
+    def learned_state(self) -> str:
         return "S"
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:

@@ -61,7 +61,7 @@ class LinearAttention:
                 )
 
     @property
-    def learned(self) -> str:
+    def learned_state(self) -> str:
         return "S"
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:

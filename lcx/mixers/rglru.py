@@ -70,7 +70,7 @@ class RGLRU:
         )
 
     @property
-    def learned(self) -> str:
+    def learned_state(self) -> str:
         return "h"
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:

@@ -53,7 +53,7 @@ class RWKV4:
         )
 
     @property
-    def learned(self) -> str:
+    def learned_state(self) -> str:
         return "wkv.numerator"
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:

@@ -52,7 +52,7 @@ class RWKV5:
         )
 
     @property
-    def learned(self) -> str:
+    def learned_state(self) -> str:
         return "S"
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:

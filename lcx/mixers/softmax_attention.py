@@ -19,10 +19,10 @@ from lcx.types import Context, Dims, Output, Params, State
 
 
 class VirtualKeys(NamedTuple):
-    """Keys, with positions, and values of n tokens that stand before every document.
+    """Keys and values of n tokens that stand before every document: its `Context.initial`.
 
-    Every token of it sees them, whatever its sparsity: as softmax attention takes
-    `Context.initial`. Their positions are 0 to n - 1, and the document's own follow.
+    Keys are as they meet queries, of which those with positions encode 0 to n - 1; the document's
+    own positions follow. Every token sees all of them under any sparsity, at their true distance.
     """
 
     k: Float[Array, "1 n G K"]
@@ -108,7 +108,11 @@ class SoftmaxAttention:
         return self.heads
 
     def mixing_flops(self, dims: Dims, length: int) -> float:
-        return 4.0 * self.heads * self._width(dims) * self.sparsity.keys_seen(length)
+        return self.key_flops(dims) * self.sparsity.keys_seen(length)
+
+    def key_flops(self, dims: Dims) -> float:
+        """FLOPs of a query's score and sum of one key, of all heads."""
+        return 4.0 * self.heads * self._width(dims)
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None

@@ -243,3 +243,17 @@ def test_virtual_tokens_that_do_not_fit_are_refused(tmp_path, changed, message):
     weights = Pretrained(str(folder), str(tmp_path / "prompt"))
     with pytest.raises(ValueError, match=message):
         weights.check(weights.model())
+
+
+def test_virtual_tokens_beside_windows_are_refused(tmp_path):
+    """Peft's leave a window, and those here never do."""
+    config = transformers.MistralConfig(**LLAMA, sliding_window=8)
+    model, folder = base(tmp_path, config=config)
+    peft.get_peft_model(model, CONFIGS["prefix"]()).save_pretrained(tmp_path / "prefix")
+    weights = Pretrained(str(folder), str(tmp_path / "prefix"))
+    with pytest.raises(ValueError, match="virtual tokens leave a Window, and here every token"):
+        weights.check(weights.model())
+    tune, model = PrefixTuning(5), Pretrained(str(folder)).model()
+    trained = begin(tune, model, Pretrained(str(folder)).load(model), jax.random.key(1))
+    with pytest.raises(ValueError, match="virtual tokens leave a Window"):
+        write_prompt(tmp_path / "out", model, tune, trained, str(folder))
