@@ -163,8 +163,10 @@ def stepped(experiment: Experiment, steps: int = 3):
 def tuned_call(tune, model):
     """(trained, base) -> logits of `rows`."""
 
+    batch = rows()
+
     def call(trained, start):
-        return model(tuned(tune, model, trained, frozen(tune, model, start)), rows()).x
+        return model(tuned(tune, model, trained, frozen(tune, model, start)), batch).x
 
     return call
 
