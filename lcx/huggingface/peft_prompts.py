@@ -166,7 +166,8 @@ def write_prompt(
     heads = 1
     if isinstance(tune, PrefixTuning):
         heads, _ = _keys(model, "PrefixTuning")
-        keys = tune.keys(model, trained)
+        with model.policy.precise():
+            keys = tune.keys(model, trained)
         # [L 1 M G K] of each place -> [M, layer, keys or values, G, K]
         both = np.stack(
             [np.stack([np.asarray(a)[:, 0] for a in keys[p]]) for p in range(len(model.pattern))]
@@ -174,7 +175,8 @@ def write_prompt(
         tensor = both.transpose(3, 2, 0, 1, 4, 5).reshape(tune.tokens, -1)
         width, kind = tensor.shape[1] // (2 * model.dims.layers), "PREFIX_TUNING"
     else:
-        tensor = np.asarray(tune.embeddings(trained))
+        with model.policy.precise():
+            tensor = np.asarray(tune.embeddings(trained))
         width, kind = model.width, "PROMPT_TUNING"
     config = {
         "peft_type": kind,
