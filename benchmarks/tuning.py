@@ -46,7 +46,7 @@ MIXERS: dict[str, Sublayer] = {
     "gated_delta_net": GatedDeltaNet(heads=HEADS),
     "rwkv7": RWKV7(heads=HEADS),
 }
-ANY = {"all": None, "LoRA(8), mixer": LoRA(8), "PromptTuning(20)": PromptTuning(20)}
+ANY = {"all": None, "PromptTuning(20)": PromptTuning(20), "InitialState": InitialState()}
 WAYS: dict[str, dict[str, Tuning | None]] = {
     "softmax": {
         "all": None,
@@ -59,8 +59,8 @@ WAYS: dict[str, dict[str, Tuning | None]] = {
         "BiasTuning": BiasTuning(),
         "HeadTuning": HeadTuning(),
     },
-    "gated_delta_net": ANY | {"InitialState": InitialState()},
-    "rwkv7": ANY | {"InitialState": InitialState()},
+    "gated_delta_net": ANY | {"LoRA(8), mixer": LoRA(8, of=("q", "k", "v", "mixer.gate", "out"))},
+    "rwkv7": ANY | {"LoRA(8), mixer": LoRA(8, of=("receptance", "key", "value", "out"))},
 }
 
 
