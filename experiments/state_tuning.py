@@ -1,4 +1,4 @@
-"""A learned state, a learned prefix, or low-rank updates: what do few parameters teach a model?
+r"""A learned state, a learned prefix, or low-rank updates: what do few parameters teach a model?
 
 Three bases read the Python standard library: softmax attention, Mamba-2 and RWKV-7. Each is then
 tuned in 300 steps on conversations about that library (`docstrings.py`), another kind of text in
