@@ -151,7 +151,7 @@ def renamed(part, other):
         (
             6,
             having("blocks.0.att.time_state", 3, 16, 16),
-            "time_state is of a first state",
+            "time_state is of a learned initial state, which lcx does not read",
         ),
         (6, having("blocks.0.att.gate_w1", 48, 8), "gate_w1 is of RWKV-6a"),
         (6, having("blocks.0.att.time_maa_rkvw_w1", 48, 8), "rkvw_w1 is of RWKV-6b or 6c"),

@@ -27,7 +27,7 @@ SIZES = {
 }
 """Of a model, each as an axis of a tensor."""
 VARIANTS = {
-    ".att.time_state": "a learned initial state beside the weights",
+    ".att.time_state": "a learned initial state",
     ".att.gate_w1": "RWKV-6a: a gate of low rank",
     ".att.time_maa_rkvw_w1": "RWKV-6b or 6c: mixes of four, and no gate",
     ".qkv.": "RWKV-7b or 8: attention beside the recurrence",
@@ -231,7 +231,7 @@ def told(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
     for name in shapes:
         for part, what in VARIANTS.items():
             if part in name:
-                raise ValueError(f"{name} is of {what}, which lcx does not have")
+                raise ValueError(f"{name} is of {what}, which lcx does not read")
     if version.name == "RWKV-5":
         _check_5(shapes)
     own = {name: (f"blocks.0.{tensor}", axis) for name, (tensor, axis) in version.sizes.items()}

@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
 ]
 LOGITS = 1e-5  # measured: 2.4e-6, of logits of standard deviation 1
+VIRTUAL = 3e-6  # measured: 6e-7, of logits of standard deviation 0.2
 MODULES = ["q_proj", "v_proj", "down_proj"]
 LLAMA = {
     "vocab_size": 97,
@@ -199,7 +200,7 @@ def test_virtual_tokens_that_peft_has_saved_compute_the_same(tmp_path, kind, met
     expected = behind_prompt(tuned.eval())
     weights = Pretrained(str(folder), str(tmp_path / "prompt"))
     got = ours(weights)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=LOGITS)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=VIRTUAL)
     assert np.abs(got - ours(Pretrained(str(folder)))).max() > 0.01
     assert weights.fingerprint() != Pretrained(str(folder)).fingerprint()
 
@@ -219,10 +220,10 @@ def test_virtual_tokens_that_are_written_peft_reads(tmp_path, kind, tune):
     expected = np.asarray(jax.jit(model)(whole, Batch(jnp.asarray(TOKENS))).x)
     again = transformers.AutoModelForCausalLM.from_pretrained(folder)
     got = behind_prompt(peft.PeftModel.from_pretrained(again, tmp_path / "out").eval())
-    np.testing.assert_allclose(got, expected, rtol=0, atol=LOGITS)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=VIRTUAL)
     # and they come back
     back = ours(Pretrained(str(folder), str(tmp_path / "out")))
-    np.testing.assert_allclose(back, expected, rtol=0, atol=LOGITS)
+    np.testing.assert_allclose(back, expected, rtol=0, atol=VIRTUAL)
 
 
 @pytest.mark.parametrize(
