@@ -127,10 +127,12 @@ BEGINNING = [mixer for mixer in MIXERS.values() if isinstance(mixer(), Begins)]
 
 @pytest.mark.parametrize("mixer", [*map(rest, BEGINNING), SoftmaxAttention])
 def test_every_part_of_what_is_learned_moves_every_mixer(mixer):
-    model = model_of(mixer(heads=2) if "heads" in mixer.__dataclass_fields__ else mixer())
-    state = isinstance(mixer(), Begins) and mixer().learned_state is not None
-    own = InitialState() if state else PrefixTuning(3)
-    for tune in (PromptTuning(3), own) if mixer is not GatedConv else (PromptTuning(3),):
+    sizes = {"heads": 2, "head_width": 8, "state": 4}
+    own = mixer(**{k: n for k, n in sizes.items() if k in mixer.__dataclass_fields__})
+    model = model_of(own)
+    state = isinstance(own, Begins) and own.learned_state is not None
+    alone = InitialState() if state else PrefixTuning(3)
+    for tune in (PromptTuning(3), alone) if mixer is not GatedConv else (PromptTuning(3),):
         start, added = started(tune, model)
         start = jax.tree.map(
             lambda a: a + 0.1 * jnp.sin(jnp.arange(a.size)).reshape(a.shape), start
