@@ -54,12 +54,20 @@ def check_sizes(tuning: object) -> None:
             raise ValueError(f"{type(tuning).__name__}: {name} must be at least 1, not {size}")
 
 
-def no_merge(name: str) -> ValueError:
-    """What is raised where such a tree should become a plain model's."""
-    return ValueError(
-        f"{name}: the documents of a plain model begin from nothing, so that it cannot be merged. "
-        "No variant can start from such a run, and it is no model to be exported; LoRA is"
-    )
+class NotMerged:
+    """A method that documents begin from: no plain model's do."""
+
+    def merge(self, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
+        raise ValueError(
+            f"{type(self).__name__}: the documents of a plain model begin from nothing, so that it "
+            "cannot be merged. No variant can start from such a run, and it is no model to be "
+            "exported; LoRA is"
+        )
+
+
+def mixer_names(model: LM) -> str:
+    """For messages: the classes of a model's mixers."""
+    return ", ".join(dict.fromkeys(type(block.mixer).__name__ for block in model.pattern))
 
 
 def drawn_embeddings(base: Params, tokens: int, rngs: nnx.Rngs) -> Float[Array, "n D"]:
@@ -117,8 +125,7 @@ def begun(state: State, count: int) -> State:
 
 def turns_alike(mixer: SoftmaxAttention, model: LM) -> bool:
     """Whether positions are encoded alike in texts of any length."""
-    state = jax.eval_shape(lambda: _dense(mixer).init_state(model.dims, 1, 1))
-    width = state.buffers[0].k.shape[-1]
+    width = mixer.key_width(model.dims)
 
     def keys(length: int) -> Array:
         one, at = jnp.ones((1, 1, 1, width)), jnp.ones((1, 1), jnp.int32)

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lcx.adapters.beginning import no_merge, with_beginning
+from lcx.adapters.beginning import NotMerged, mixer_names, with_beginning
 from lcx.dense import vector
 from lcx.model import LM
 from lcx.types import Begins, Leaves, Params, State
 
 
 @dataclass(frozen=True)
-class InitialState:
+class InitialState(NotMerged):
     """State tuning: each recurrence begins a document from a learned state, in place of zeros.
 
     Learned is the sum of the past's values, in fp32: matrices S, of RG-LRU the vector h, of RWKV-4
@@ -28,9 +28,8 @@ class InitialState:
 
     def trained(self, model: LM) -> frozenset[str]:
         if not _summing(model):
-            names = dict.fromkeys(type(block.mixer).__name__ for block in model.pattern)
             raise ValueError(
-                f"InitialState: {', '.join(names)} has no sum of the past that could be learned; "
+                f"InitialState: {mixer_names(model)} has no sum of the past that could be learned; "
                 "recurrences have, such as GatedDeltaNet and RWKV7; for softmax attention there is "
                 "PrefixTuning"
             )
@@ -49,9 +48,6 @@ class InitialState:
             value = added[f"{there.path}.{there.sum}"][...]
             states[there.place, there.name] = with_field(zeros, there.sum, value)
         return with_beginning(params, states, 0, added)
-
-    def merge(self, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
-        raise no_merge("InitialState")
 
 
 class _Sum(NamedTuple):

@@ -8,10 +8,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcx.adapters.beginning import (
+    NotMerged,
     after_tokens,
     check_sizes,
     drawn_embeddings,
-    no_merge,
+    mixer_names,
     with_beginning,
 )
 from lcx.dense import matrix, normal, uniform, vector
@@ -24,7 +25,7 @@ KEYS, VALUES = "mixer_initial.k", "mixer_initial.v"
 
 
 @dataclass(frozen=True)
-class PrefixTuning:
+class PrefixTuning(NotMerged):
     """Learned keys and values of virtual tokens, in each layer of softmax attention.
 
     Li and Liang 2021 (arXiv:2101.00190), section 4; P-tuning v2. Keys enter as they are learned,
@@ -45,9 +46,8 @@ class PrefixTuning:
 
     def trained(self, model: LM) -> frozenset[str]:
         if not _attending(model):
-            names = dict.fromkeys(type(block.mixer).__name__ for block in model.pattern)
             raise ValueError(
-                f"PrefixTuning: {', '.join(names)} has no keys to stand before a document's; "
+                f"PrefixTuning: {mixer_names(model)} has no keys to stand before a document's; "
                 "SoftmaxAttention has; for recurrences there is InitialState"
             )
         return frozenset()
@@ -109,9 +109,6 @@ class PrefixTuning:
                 rows = inside @ own[f"{under}_kernel"] + own[f"{under}_bias"][:, None]
                 made[under] = rows.reshape(*rows.shape[:2], mixer.groups, -1)
         return made
-
-    def merge(self, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
-        raise no_merge("PrefixTuning")
 
 
 def _attending(model: LM) -> dict[int, SoftmaxAttention]:

@@ -9,10 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lcx.adapters.beginning import (
+    NotMerged,
     after_tokens,
     check_sizes,
     drawn_embeddings,
-    no_merge,
     turns_alike,
     with_beginning,
 )
@@ -25,7 +25,7 @@ PROMPT = "prompt.embedding"
 
 
 @dataclass(frozen=True)
-class PromptTuning:
+class PromptTuning(NotMerged):
     """Prompt tuning: learned embeddings of virtual tokens before every document.
 
     Lester et al. 2021 (arXiv:2104.08691), section 2. Whatever mixer a model has reads them as it
@@ -54,9 +54,6 @@ class PromptTuning:
     def place(self, model: LM, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
         states = after_tokens(model, params, self.embeddings(added))
         return with_beginning(params, states, self.tokens, added)
-
-    def merge(self, params: Params, added: Mapping[str, nnx.Variable]) -> Params:
-        raise no_merge(type(self).__name__)
 
 
 @dataclass(frozen=True)

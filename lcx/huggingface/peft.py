@@ -13,7 +13,14 @@ from lcx.adapters import LoRA
 from lcx.adapters.lora import A, B
 from lcx.cache import Digest
 from lcx.huggingface.export import check_empty, family_of
-from lcx.huggingface.peft_prompts import CONFIG, PREFIXES, PROMPTS, WEIGHTS, PromptFolder
+from lcx.huggingface.peft_prompts import (
+    CONFIG,
+    PREFIXES,
+    PROMPTS,
+    WEIGHTS,
+    PromptFolder,
+    saved_tensors,
+)
 from lcx.huggingface.tensors import Index, Tensor, tensors
 from lcx.model import LM
 from lcx.types import Leaves
@@ -59,12 +66,8 @@ class PeftFolder:
     @cached_property
     def tensors(self) -> dict[str, np.ndarray]:
         """By the names that the base has for what they belong to."""
-        from safetensors.numpy import load_file
-
-        path = self.path / WEIGHTS
-        if not path.is_file():
-            raise FileNotFoundError(f"{self.name}: no {path}")
-        return {name.removeprefix(PREFIX): tensor for name, tensor in load_file(path).items()}
+        saved = saved_tensors(self.path, self.name)
+        return {name.removeprefix(PREFIX): tensor for name, tensor in saved.items()}
 
     def check(self, model: LM, expected: list[Tensor], heads: Sequence[str]) -> None:
         """Raise ValueError for what has no place in a model with these published tensors.

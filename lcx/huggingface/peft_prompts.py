@@ -32,6 +32,16 @@ TOLD = "peft_type num_virtual_tokens num_transformer_submodules modules_to_save"
 """What is read of a config. The rest says how the tensor was trained."""
 
 
+def saved_tensors(folder: Path, name: str) -> dict[str, np.ndarray]:
+    """What a folder holds, by peft's names. Raises FileNotFoundError, as `name`, without a file."""
+    from safetensors.numpy import load_file
+
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{name}: no {path}")
+    return load_file(path)
+
+
 @dataclass(frozen=True)
 class PromptFolder:
     """Virtual tokens that peft has saved, to stand before every document of a published model.
@@ -58,13 +68,9 @@ class PromptFolder:
     @cached_property
     def tensor(self) -> np.ndarray:
         """[M ...], fp32."""
-        from safetensors.numpy import load_file
-
-        path = self.path / WEIGHTS
-        if not path.is_file():
-            raise FileNotFoundError(f"{self.name}: no {path}")
-        found = load_file(path)
+        found = saved_tensors(self.path, self.name)
         if list(found) != [EMBEDDINGS]:
+            path = self.path / WEIGHTS
             raise ValueError(
                 f"{self.name}: {path} holds {', '.join(sorted(found)[:3])}, not {EMBEDDINGS} alone"
             )
@@ -131,9 +137,7 @@ def _check_dense(model: LM) -> None:
 def _keys(model: LM, name: str) -> tuple[int, int]:
     """G and K of all layers. Raises ValueError where layers have others, or none."""
     found = {
-        (mixer.groups, mixer.head_width or model.width // mixer.heads)
-        if isinstance(mixer, SoftmaxAttention)
-        else None
+        (mixer.groups, mixer.key_width(model.dims)) if isinstance(mixer, SoftmaxAttention) else None
         for mixer in (block.mixer for block in model.pattern)
     }
     one = found.pop()

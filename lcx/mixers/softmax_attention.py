@@ -65,7 +65,7 @@ class SoftmaxAttention:
                 raise ValueError(f"SoftmaxAttention: {name} must be positive, not {value}")
 
     def init(self, dims: Dims, rngs: nnx.Rngs) -> Params:
-        width, groups = self._width(dims), self.groups
+        width, groups = self.key_width(dims), self.groups
         self.position.check(width)
         if groups < 1 or self.heads % groups:
             raise ValueError(
@@ -95,13 +95,14 @@ class SoftmaxAttention:
         """G, the number of KV heads."""
         return self.heads if self.kv_heads is None else self.kv_heads
 
-    def _width(self, dims: Dims) -> int:
+    def key_width(self, dims: Dims) -> int:
+        """K. Raises ValueError where heads do not divide the model's width."""
         if self.head_width is not None and self.heads >= 1:
             return self.head_width
         return head_width("SoftmaxAttention", dims, self.heads)
 
     def init_state(self, dims: Dims, batch: int, capacity: int) -> State:
-        width, dtype = self._width(dims), dims.policy.compute
+        width, dtype = self.key_width(dims), dims.policy.compute
         return self.sparsity.init_state(batch, capacity, self.groups, width, dtype)
 
     def head_count(self, dims: Dims) -> int:
@@ -112,7 +113,7 @@ class SoftmaxAttention:
 
     def key_flops(self, dims: Dims) -> float:
         """FLOPs of a query's score and sum of one key, of all heads."""
-        return 4.0 * self.heads * self._width(dims)
+        return 4.0 * self.heads * self.key_width(dims)
 
     def __call__(
         self, params: Params, x: Float[Array, "B T D"], ctx: Context, state: State | None = None

@@ -93,9 +93,10 @@ def wkv4(
         starts = jnp.zeros((batch, length), bool)
     if state is None:
         state = WKVState.empty(batch, width)
-    initial = WKVState.empty(1, width) if initial is None else initial
     # an exponent is a unit, not a value
-    state, initial = (a._replace(exponent=lax.stop_gradient(a.exponent)) for a in (state, initial))
+    state = state._replace(exponent=lax.stop_gradient(state.exponent))
+    if initial is not None:
+        initial = initial._replace(exponent=lax.stop_gradient(initial.exponent))
     w, u, fk, fv = (a.astype(jnp.float32) for a in (w, u, k, v))
     tokens = (fk, fv, starts)
     if shards is not None:
@@ -137,14 +138,14 @@ def _summary(w, initial, tokens) -> _Piece:
     exponent = lax.stop_gradient(jnp.where(last, weight, EMPTY).max(axis=1))
     terms = jnp.where(last, jnp.exp(jnp.where(last, weight, EMPTY) - exponent[:, None]), 0.0)
     added = WKVState((terms * v).sum(axis=1), terms.sum(axis=1), exponent)
-    # what the last document began from, since its start; before all tokens, in a piece without one
-    since = last.sum(axis=1, dtype=jnp.float32)
-    found = jax.tree.map(
-        lambda a, empty: jnp.where(starts.any(axis=1, keepdims=True), a, empty),
-        _decayed(initial, since * w),
-        WKVState.empty(1, k.shape[2]),
-    )
-    added = _add(added, found)
+    if initial is not None:  # what the last document began from, since its start, if there is one
+        since = last.sum(axis=1, dtype=jnp.float32)
+        found = jax.tree.map(
+            lambda a, empty: jnp.where(starts.any(axis=1, keepdims=True), a, empty),
+            _decayed(initial, since * w),
+            WKVState.empty(1, k.shape[2]),
+        )
+        added = _add(added, found)
     return _Piece(jnp.where(later[:, :1] == 0, length * w, EMPTY), added)
 
 
@@ -155,6 +156,7 @@ def _read(before: WKVState, u, k, v):
 
 def _reference(w, u, initial, tokens, state):
     """The recurrence, token by token."""
+    initial = WKVState.empty(1, len(w)) if initial is None else initial
 
     def step(state, token):
         k, v, start = token
@@ -169,15 +171,20 @@ def _reference(w, u, initial, tokens, state):
 def _scaled(kernels, w, u, initial, tokens, state):
     """Exponents by a loop of one maximum a token, exponentials of all tokens at once, then sums."""
     k, v, starts = tokens
-    units = state.exponent, initial.exponent
+    units = state.exponent, EMPTY if initial is None else initial.exponent
     before, after = _exponents(lax.stop_gradient(w), lax.stop_gradient(k), starts, *units)
     weight = jnp.exp(k - after)
     x = jnp.concatenate([weight * v, weight], axis=-1)
     decay = jnp.tile(w + before - after, 2)
-    sums, found = (jnp.concatenate([a.numerator, a.denominator], axis=-1) for a in (state, initial))
-    each, last = lru(x, decay, starts=starts, state=sums, initial=found, kernels=kernels)
-    each = jnp.concatenate([sums[:, None], each[:, :-1]], axis=1)  # before each token
-    each = jnp.where(starts[..., None], found[:, None], each)
+    sums = jnp.concatenate([state.numerator, state.denominator], axis=-1)
+    if initial is None:  # at a start the exponent is EMPTY, which decays all that was
+        each, last = lru(x, decay, state=sums, kernels=kernels)
+        each = jnp.concatenate([sums[:, None], each[:, :-1]], axis=1)  # before each token
+    else:
+        found = jnp.concatenate([initial.numerator, initial.denominator], axis=-1)
+        each, last = lru(x, decay, starts=starts, state=sums, initial=found, kernels=kernels)
+        each = jnp.concatenate([sums[:, None], each[:, :-1]], axis=1)
+        each = jnp.where(starts[..., None], found[:, None], each)
     width = k.shape[-1]
     out = _read(WKVState(each[..., :width], each[..., width:], before), u, k, v)
     return out, WKVState(last[:, :width], last[:, width:], after[:, -1])
